@@ -1,0 +1,56 @@
+# Every verb makes the environment in .venv by itself. Written for GNU make 3.81 (macOS) and later.
+VENV  = .venv
+BIN   = $(VENV)/bin
+READY = $(VENV)/.ready
+OK    = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+ARGS  =
+
+# The first Python at hand that fits; `make PYTHON=/path/to/python3.12 ...` names another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c '$(OK)' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help env demo test test-gpu lab export readme check build clean
+.DEFAULT_GOAL = help
+
+help:
+	@echo 'make demo      run the shipped models on the embedded test images; writes demo/'
+	@echo 'make test      all notebooks and tests (ARGS=--fast leaves out what takes more than 20 s)'
+	@echo 'make test-gpu  the tests and notebook cells that need a CUDA device'
+	@echo 'make lab       open the notebooks in JupyterLab'
+	@echo 'make export    notebooks to modules and README.md, cleaned'
+	@echo 'make readme    README.md from nbs/index.ipynb'
+	@echo 'make check     fail if modules, notebooks and README.md do not agree'
+	@echo 'make build     wheel and source archive into dist/'
+	@echo 'make clean     remove the environment and what the other verbs wrote'
+
+env: $(READY)
+
+$(READY): settings.ini setup.py
+	@test -n '$(PYTHON)' || { echo 'Python 3.10 to 3.13 is needed and none was found on PATH: install one, or name it as in: make PYTHON=/path/to/python3.12 test' >&2; exit 1; }
+	@'$(PYTHON)' -c '$(OK)' || { echo "Python 3.10 to 3.13 is needed; '$(PYTHON)' is `'$(PYTHON)' -V 2>&1`. Name another, as in: make PYTHON=/path/to/python3.12 test" >&2; exit 1; }
+	@$(BIN)/python -c '$(OK)' >/dev/null 2>&1 || { echo 'Making the environment in $(VENV) with $(PYTHON)'; '$(PYTHON)' -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/adaptive-tokens demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs $(ARGS)
+
+export readme check: $(READY)
+	$(BIN)/python tools/notebooks.py $@
+
+build: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .hypothesis
