@@ -9,7 +9,7 @@ ARGS  =
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(OK)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help env demo test test-gpu lab export readme check build clean
+.PHONY: help env demo test test-gpu lab readme check export build clean
 .DEFAULT_GOAL = help
 
 help:
@@ -45,7 +45,8 @@ test-gpu: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab nbs $(ARGS)
 
-export readme check: $(READY)
+# 'export' opening a line would be a directive of make: it comes last.
+readme check export: $(READY)
 	$(BIN)/python tools/notebooks.py $@
 
 build: $(READY)

@@ -1,0 +1,38 @@
+"What a machine lacks is skipped by mark, with the reason; the report's header says the same in one line per mark."
+import os
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+WEIGHTS, IMAGES = 'timm/deit_tiny_patch16_224.fb_in1k', 'imagenet_val_1300.tar'
+
+
+def lacking_hub():
+    "Why real weights and images are out of reach; empty if they are not."
+    folder = os.environ.get('ADAPTIVE_TOKENS_IMAGES')
+    if not folder: return 'ADAPTIVE_TOKENS_IMAGES names no folder of real images'
+    if not (Path(folder)/IMAGES).is_file(): return f'no {IMAGES} in ADAPTIVE_TOKENS_IMAGES={folder}'
+    if not isinstance(huggingface_hub.try_to_load_from_cache(WEIGHTS, 'model.safetensors'), str):
+        return f'no {WEIGHTS} in the hub cache {huggingface_hub.constants.HF_HUB_CACHE} (HF_HOME names another)'
+    return ''
+
+
+def pytest_addoption(parser):
+    parser.addoption('--fast', action='store_true', help='leave out what takes more than about 20 s (mark slow)')
+
+
+def pytest_configure(config):
+    config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
+                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub())
+
+
+def pytest_report_header(config):
+    return [f"{flag}: {'skipped: ' + why if why else 'runs'}" for flag, why in config.lacking.items()]
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        for flag, why in config.lacking.items():
+            if why and item.get_closest_marker(flag): item.add_marker(pytest.mark.skip(reason=f'{flag}: {why}'))

@@ -1,0 +1,45 @@
+"Every notebook runs from top to bottom, each in a process of its own; cells whose flag this machine lacks are left out."
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
+RUN = '''
+import sys
+from pathlib import Path
+from nbdev.test import test_nb as run_notebook
+root, path, *flags = sys.argv[1:]
+passed, _ = run_notebook(Path(path), skip_flags=flags, basepath=root)
+sys.exit(not passed)
+'''
+
+
+def flagged(path):
+    "Number of cells under each flag."
+    cells = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return {f: n for f in ('slow', 'gpu', 'hub') if (n := sum(bool(re.search(rf'^#\|\s*{f}\b', c, re.M)) for c in cells))}
+
+
+def pytest_generate_tests(metafunc):
+    "`-m gpu` chooses the notebooks with gpu cells; without a CUDA device they run as all others do, less those cells."
+    cuda = not metafunc.config.lacking['gpu']
+    metafunc.parametrize('path', [
+        pytest.param(p, id=p.relative_to(ROOT/'nbs').with_suffix('').as_posix(),
+                     marks=[pytest.mark.gpu] if cuda and 'gpu' in flagged(p) else []) for p in NBS])
+
+
+def test_notebook(path, pytestconfig, tmp_path):
+    lacking = {f: why for f, why in pytestconfig.lacking.items() if why}
+    for f, n in flagged(path).items():
+        if f in lacking: warnings.warn(f'{path.name}: {n} cells flagged {f} left out ({lacking[f]})', stacklevel=1)
+    env = os.environ | dict(MPLBACKEND='Agg', IPYTHONDIR=str(tmp_path), PYTHONFAULTHANDLER='1')
+    done = subprocess.run([sys.executable, '-c', RUN, ROOT, path, *lacking], cwd=ROOT/'nbs', env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f'{path.name} ended with {done.returncode}:\n{done.stdout[-8000:]}'
