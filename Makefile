@@ -27,7 +27,7 @@ env: $(READY)
 
 $(READY): settings.ini setup.py
 	@test -n '$(PYTHON)' || { echo 'Python 3.10 to 3.13 is needed and none was found on PATH: install one, or name it as in: make PYTHON=/path/to/python3.12 test' >&2; exit 1; }
-	@'$(PYTHON)' -c '$(OK)' || { echo "Python 3.10 to 3.13 is needed; '$(PYTHON)' is `'$(PYTHON)' -V 2>&1`. Name another, as in: make PYTHON=/path/to/python3.12 test" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(OK)' 2>/dev/null || { echo "Python 3.10 to 3.13 is needed; '$(PYTHON)' is `'$(PYTHON)' -c 'import platform; print(platform.python_version())' 2>/dev/null || echo not one that runs`. Name another, as in: make PYTHON=/path/to/python3.12 test" >&2; exit 1; }
 	@$(BIN)/python -c '$(OK)' >/dev/null 2>&1 || { echo 'Making the environment in $(VENV) with $(PYTHON)'; '$(PYTHON)' -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
