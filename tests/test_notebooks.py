@@ -29,17 +29,35 @@ def flagged(path):
 
 def pytest_generate_tests(metafunc):
     "`-m gpu` chooses the notebooks with gpu cells; without a CUDA device they run as all others do, less those cells."
+    if 'path' not in metafunc.fixturenames: return
     cuda = not metafunc.config.lacking['gpu']
     metafunc.parametrize('path', [
         pytest.param(p, id=p.relative_to(ROOT/'nbs').with_suffix('').as_posix(),
                      marks=[pytest.mark.gpu] if cuda and 'gpu' in flagged(p) else []) for p in NBS])
 
 
+def run_apart(path, flags, home):
+    "Run a notebook less the cells under `flags`, in a process of its own that writes its settings to `home`."
+    env = os.environ | dict(MPLBACKEND='Agg', IPYTHONDIR=str(home), PYTHONFAULTHANDLER='1')
+    return subprocess.run([sys.executable, '-c', RUN, ROOT, path, *flags], cwd=path.parent, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
 def test_notebook(path, pytestconfig, tmp_path):
     lacking = {f: why for f, why in pytestconfig.lacking.items() if why}
     for f, n in flagged(path).items():
-        if f in lacking: warnings.warn(f'{path.name}: {n} cells flagged {f} left out ({lacking[f]})', stacklevel=1)
-    env = os.environ | dict(MPLBACKEND='Agg', IPYTHONDIR=str(tmp_path), PYTHONFAULTHANDLER='1')
-    done = subprocess.run([sys.executable, '-c', RUN, ROOT, path, *lacking], cwd=ROOT/'nbs', env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if f in lacking: warnings.warn(f'{path.name}: {n} cells flagged {f} left out: {lacking[f]}', stacklevel=1)
+    done = run_apart(path, lacking, tmp_path)
     assert done.returncode == 0, f'{path.name} ended with {done.returncode}:\n{done.stdout[-8000:]}'
+
+
+@pytest.mark.parametrize('flags, code', [(['gpu'], 0), ([], 1)])
+def test_flags_leave_cells_out_and_an_error_shows_where(tmp_path, flags, code):
+    cells = [dict(cell_type='code', id=f'c{n}', metadata={}, outputs=[], execution_count=None, source=source)
+             for n, source in enumerate(['import adaptive_tokens', "#| gpu\nassert False, 'a cell for the device'"])]
+    path = tmp_path/'made.ipynb'
+    kernel = dict(name='python3', display_name='python3', language='python')
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+    done = run_apart(path, flags, tmp_path)
+    assert done.returncode == code
+    assert ('AssertionError: a cell for the device' in done.stdout and 'Cell #2' in done.stdout) == bool(code), done.stdout
