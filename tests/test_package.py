@@ -95,6 +95,15 @@ def test_command_line_answers(installed):
     assert 'demo' in run(installed/'bin'/'adaptive-tokens', '--help', cwd=installed)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT/LIB/'checkpoints').exists(), reason='no checkpoint is shipped yet')
+@pytest.mark.parametrize('installed', ['wheel'], indirect=True)
+def test_demo_runs_from_the_wheel(installed, tmp_path):
+    assert 'dense' in run(installed/'bin'/'adaptive-tokens', 'demo', cwd=tmp_path)
+    made = {p.suffix for p in (tmp_path/'demo').rglob('*')}
+    assert {'.json', '.png', '.html'} <= made
+
+
 def test_requirements_leave_the_development_tools_out(built):
     with zipfile.ZipFile(built['wheel']) as wheel:
         name, = (o for o in wheel.namelist() if o.endswith('dist-info/METADATA'))

@@ -53,6 +53,7 @@ def fence(text, lang=''):
 def picture(data, kind, meta, cell, n, folder):
     "Write one picture beside the README; return the tag that shows it."
     raw, name = ''.join(data[kind]), f"index-{cell['id']}-{n}.{IMAGES[kind]}"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder/name).write_bytes(raw.encode() if kind == 'image/svg+xml' else base64.b64decode(raw))
     alt = cell['metadata'].get('mystnb', {}).get('image', {}).get('alt', '').replace('"', '&quot;')
     width = meta.get(kind, {}).get('width')
@@ -75,7 +76,6 @@ def readme(root):
     "Write README.md and its pictures from nbs/index.ipynb."
     folder = root/'docs'/'images'
     for old in folder.glob('index-*'): old.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
     parts = ['<!-- Generated from nbs/index.ipynb by `make readme`: edit that. -->']
     for cell in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
@@ -85,7 +85,6 @@ def readme(root):
         code = re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip()
         if code and shown: parts.append(fence(code, 'python'))
         parts += [output(o, cell, n, folder) for n, o in enumerate(cell['outputs'])]
-    if not any(folder.iterdir()): folder.rmdir()
     write(root/'README.md', '\n\n'.join(filter(None, parts)) + '\n')
 
 
