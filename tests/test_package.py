@@ -90,6 +90,12 @@ def test_every_installed_module_imports(installed):
     assert len(files) == len(modules) and all(Path(o).is_relative_to(installed) for o in files)
 
 
+def test_every_public_name_is_there(installed):
+    show = f'import {LIB} as at\nfor name in at.__all__: print(name, getattr(at, name).__module__)'
+    lines = run(installed/'bin'/'python', '-c', show, cwd=installed).splitlines()
+    assert lines and all(o.split()[1].startswith(f'{LIB}.') for o in lines)
+
+
 @pytest.mark.skipif(not (ROOT/LIB/'cli.py').exists(), reason='the command line is not written yet')
 def test_command_line_answers(installed):
     assert 'demo' in run(installed/'bin'/'adaptive-tokens', '--help', cwd=installed)
