@@ -135,13 +135,15 @@ def class_row_segments(
 
 # %% ../nbs/00_tokens.ipynb #d13c574d
 class Tokens:
-    "What both tables share: rows `x`, prefix tokens `P`, tokens of a full image `N`, images `B`"
+    "What both tables share: rows `x` and their `index`, prefix tokens `P`, tokens of a full image `N`, images `B`"
     def replace(self, **changes):
         "The same table with some attributes changed"
         new = copy.copy(self)
         new.__dict__.update(changes)
         return new
 
+    @property
+    def is_prefix(self): return self.index < self.P
     def __add__(self, update): return self.replace(x=self.x + update)
     def __repr__(self): return f'{type(self).__name__}(x={list(self.x.shape)}, counts={self.counts().tolist()})'
 
@@ -154,10 +156,10 @@ class MaskedTokens(Tokens):
     ):
         self.x, self.P, self.mask = x, P, None
         self.B, self.N = x.shape[:2]
-        self.is_prefix = (torch.arange(self.N, device=x.device) < P).expand(self.B, -1)  # [B, N]
+        self.index = torch.arange(self.N, device=x.device).expand(self.B, -1)  # [B, N]
 
     @property
-    def active(self): return torch.ones_like(self.is_prefix) if self.mask is None else self.mask.detach() > .5
+    def active(self): return torch.ones_like(self.index, dtype=torch.bool) if self.mask is None else self.mask.detach() > .5
     def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout)
     def keep(self, on): return self.replace(mask=on if self.mask is None else self.mask * on)
     def select(self, on): return self.keep(on)
@@ -194,8 +196,6 @@ class RaggedRows(Tokens):
         self.index, self.image = tokens.repeat(self.B), images.repeat_interleave(self.N)  # [T]
         self.lengths, self.offsets = [self.N] * self.B, torch.arange(self.B + 1, device=x.device) * self.N  # [B+1]
 
-    @property
-    def is_prefix(self): return self.index < self.P
     def counts(self): return self.offsets.diff().float()
     def put(self, lent): return self.replace(x=self.x.index_copy(0, lent.rows, lent.x))
     def select(self, on): return self.keep(on)
