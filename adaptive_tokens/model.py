@@ -286,7 +286,8 @@ def _rebuild(config, where):
         raise ValueError(f'config.json of {where} lacks {e}: it was not written by save_pretrained') from None
     if name not in METHODS: raise nearest('method', name, METHODS)
     if not timm.is_model(backbone.get('model_name', '')): raise nearest('timm model', backbone.get('model_name'), timm.list_models())
-    model = adapt(timm.create_model(**backbone), name, budget, **method)
+    try: model = adapt(timm.create_model(**backbone), name, budget, **method)
+    except TypeError as e: raise ValueError(f'config.json of {where} does not fit {backbone["model_name"]} or {name}: {e}') from None
     model.backbone = backbone
     return model
 

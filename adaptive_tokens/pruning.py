@@ -227,7 +227,9 @@ def revive(
         method.silent[s] = 0 if g else method.silent[s] + 1
         if method.silent[s] < method.patience: continue
         S = trace.score[:, p - 1, vit.num_prefix_tokens:]
-        theta = share_threshold(S[~S.isnan()], even_share(vit, method.places, method.budget))
+        S = S[~S.isnan()]
+        if not len(S): continue  # an earlier stage let nothing through: wait until it does
+        theta = share_threshold(S, even_share(vit, method.places, method.budget))
         warnings.warn(f'threshold after block {p} has had exactly zero gradient for {method.patience} steps: no score came '
                       f'near {method.theta[s].item():.4g}. Reset to {theta.item():.4g}', stacklevel=2)
         method.theta.data[s], method.silent[s] = theta, 0

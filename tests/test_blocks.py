@@ -1,0 +1,92 @@
+"Every family of timm's plain Vision Transformers runs on both tables; everything else is refused by name."
+import pytest
+import timm
+import torch
+
+from adaptive_tokens.blocks import UnsupportedBackbone, check_backbone, check_images, embed, readout, run_block
+from adaptive_tokens.tokens import MaskedTokens, PackedTokens
+
+FAMILIES = {
+    'deit': dict(model_name='deit_tiny_patch16_224'),
+    'deit3': dict(model_name='deit3_small_patch16_224'),
+    'distilled': dict(model_name='deit_tiny_distilled_patch16_224'),
+    'registers': dict(model_name='vit_small_patch14_reg4_dinov2', img_size=224, num_classes=10),
+    'qk-norm': dict(model_name='vit_tiny_patch16_224', qk_norm=True),
+    'average pooling': dict(model_name='vit_tiny_patch16_224', global_pool='avg'),
+    'no class token': dict(model_name='vit_tiny_patch16_224', class_token=False, global_pool='avg'),
+    'scaled norms': dict(model_name='vit_tiny_patch16_224', scale_attn_norm=True, scale_mlp_norm=True),
+    'pre-norm': dict(model_name='vit_base_patch32_clip_224', num_classes=10),
+    'dynamic size': dict(model_name='vit_tiny_patch16_224', dynamic_img_size=True),
+}
+
+
+def make(kw):
+    torch.manual_seed(0)
+    vit = timm.create_model(**{'depth': 2, **kw}).eval()
+    with torch.no_grad():
+        for name, p in vit.named_parameters():
+            if 'gamma' in name: p.uniform_(.1, 1)
+    return vit
+
+
+@pytest.mark.parametrize('table', [MaskedTokens, PackedTokens])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_all_tokens_kept_equals_timm(family, table):
+    vit, images = make(FAMILIES[family]), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        t = table(embed(vit, images), vit.num_prefix_tokens)
+        for block in vit.blocks: t = run_block(block, t)
+        torch.testing.assert_close(readout(vit, t), vit(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_tables_agree_on_survivors(family):
+    vit, images = make(FAMILIES[family]), torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        x = embed(vit, images)
+        M, T = MaskedTokens(x, vit.num_prefix_tokens), PackedTokens(x, vit.num_prefix_tokens)
+        on = (torch.rand(x.shape[:2]) < torch.tensor([[.1], [.5], [1.]])) | M.is_prefix
+        M, T = M.keep(on), T.keep(on.flatten())
+        for block in vit.blocks: M, T = run_block(block, M), run_block(block, T)
+        torch.testing.assert_close(readout(vit, T), readout(vit, M), atol=1e-5, rtol=0)
+
+
+def test_another_resolution():
+    vit = make(FAMILIES['dynamic size'])
+    images = torch.randn(1, 3, 160, 256)
+    with torch.no_grad():
+        t = PackedTokens(embed(vit, images), 1)
+        for block in vit.blocks: t = run_block(block, t)
+        torch.testing.assert_close(readout(vit, t), vit(images), atol=1e-6, rtol=0)
+
+
+REFUSED = {
+    'swin_tiny_patch4_window7_224': ({}, 'SwinTransformer'),
+    'vit_small_patch16_18x2_224': (dict(depth=1), 'ParallelThingsBlock'),
+    'vit_relpos_small_patch16_224': (dict(depth=1), 'VisionTransformerRelPos'),
+    'eva02_tiny_patch14_224': (dict(depth=1), 'Eva'),
+    'resnet18': ({}, 'ResNet'),
+    'vit_tiny_patch16_224': (dict(depth=1, patch_drop_rate=.5), 'patch dropout'),
+    'vit_base_patch16_siglip_224': (dict(depth=1), "pooling 'map'"),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_refused_by_name(name):
+    kw, says = REFUSED[name]
+    with pytest.raises(UnsupportedBackbone) as e: check_backbone(timm.create_model(name, **kw))
+    assert says in str(e.value) and 'What works: timm VisionTransformer' in str(e.value)
+
+
+@pytest.mark.parametrize('shape, says', [((1, 1, 224, 224), r'wants \[B, 3, height, width\]'),
+                                         ((3, 224, 224), r'shape \[3, 224, 224\]'),
+                                         ((1, 3, 192, 224), 'images are 192x224; this backbone wants 224x224')])
+def test_wrong_images(shape, says):
+    with pytest.raises(ValueError, match=says): check_images(make(FAMILIES['deit']), torch.zeros(shape))
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
+def test_not_a_number(bad):
+    images = torch.zeros(2, 3, 224, 224)
+    images[1, 2, 100, 7] = bad
+    with pytest.raises(ValueError, match='NaN or infinity'): check_images(make(FAMILIES['deit']), images)

@@ -1,0 +1,191 @@
+"Both tables answer alike, at every edge, and no image sees another."
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from adaptive_tokens.tokens import (MaskedTokens, PackedTokens, attend_runs, attention_route, class_row_runs,
+                                    class_row_segments, find_runs, masked_attention, masked_softmax)
+
+B, N, P, H, DH = 3, 7, 2, 2, 8
+
+
+def reference_attention(q, k, v, on):
+    "Plain softmax, one image and one head at a time, in float64"
+    out = torch.zeros_like(v, dtype=torch.float64)
+    for b in range(len(q)):
+        rows = on[b].nonzero()[:, 0]
+        for h in range(q.shape[2]):
+            a = (q[b, rows, h].double() @ k[b, rows, h].double().T / q.shape[-1]**.5).softmax(-1)
+            out[b, rows, h] = a @ v[b, rows, h].double()
+    return out
+
+
+def random_on(seed, counts):
+    "Prefix tokens and the given number of patches of each image, at random places"
+    g, on = torch.Generator().manual_seed(seed), torch.zeros(len(counts), N, dtype=torch.bool)
+    on[:, :P] = True
+    for b, n in enumerate(counts): on[b, P + torch.randperm(N - P, generator=g)[:n]] = True
+    return on
+
+
+edge_counts = st.lists(st.sampled_from([0, 1, N - P - 1, N - P]), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge_counts, st.integers(0, 999))
+def test_both_tables_attend_like_plain_softmax(counts, seed):
+    torch.manual_seed(seed)
+    on, (q, k, v) = random_on(seed, counts), torch.randn(3, len(counts), N, H, DH)
+    want = reference_attention(q, k, v, on)[on].float()
+    packed = PackedTokens(torch.randn(len(counts), N, 4), P).keep(on.flatten())
+    masked = MaskedTokens(torch.randn(len(counts), N, 4), P).keep(on)
+    learned = MaskedTokens(torch.randn(len(counts), N, 4), P).keep(on.float().requires_grad_())
+    for got in (packed.attend(q[on], k[on], v[on]), masked.attend(q, k, v)[on], learned.attend(q, k, v)[on]):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge_counts, st.integers(0, 999))
+def test_class_rows_agree(counts, seed):
+    torch.manual_seed(seed)
+    on, (q, k) = random_on(seed, counts), torch.randn(2, len(counts), N, H, DH)
+    T = PackedTokens(torch.randn(len(counts), N, 4), P).keep(on.flatten())
+    rows = class_row_runs(q[on], k[on], T.runs)
+    torch.testing.assert_close(rows, class_row_segments(q[on], k[on], T.image, T.offsets), atol=1e-6, rtol=1e-5)
+    for m in (on, on.float().requires_grad_()):
+        got = MaskedTokens(torch.randn(len(counts), N, 4), P).keep(m).class_attention(q, k)[on]
+        torch.testing.assert_close(got, rows, atol=1e-6, rtol=1e-5)
+    total = torch.zeros(len(counts), H).index_add(0, T.image, rows)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge_counts, st.integers(0, 999))
+def test_bookkeeping_round_trips(counts, seed):
+    on, x = random_on(seed, counts), torch.randn(len(counts), N, 4)
+    T, M = PackedTokens(x, P).keep(on.flatten()), MaskedTokens(x, P).keep(on)
+    assert T.counts().tolist() == M.counts().tolist() == [P + n for n in counts]
+    assert torch.equal(T.active, on) and torch.equal(M.active, on)
+    assert torch.equal(T.x, x[on]) and torch.equal(T.prefix(), x[:, :P])
+    back = T.scatter(T.x, float('nan'))
+    assert torch.equal(back[on], x[on]) and back[~on].isnan().all()
+    torch.testing.assert_close(T.patch_mean(), M.patch_mean())
+
+
+@settings(deadline=None, max_examples=30)
+@given(edge_counts, st.integers(0, 999), st.floats(0, 1))
+def test_lent_rows_come_back_and_others_are_untouched(counts, seed, rate):
+    torch.manual_seed(seed)
+    on, x = random_on(seed, counts), torch.randn(len(counts), N, 4)
+    lend = torch.rand(len(counts), N) < rate
+    T, M = PackedTokens(x, P).keep(on.flatten()), MaskedTokens(x, P).keep(on)
+    lent = T.select(lend[on])
+    back = T.put(lent + lent.x)
+    assert torch.equal(back.x[~lend[on]], T.x[~lend[on]]) and torch.equal(back.index, T.index)
+    for mask in (lend, lend.float()):
+        borrowed = M.select(mask)
+        masked = M.put(borrowed + borrowed.x)
+        assert torch.equal(masked.x[on], back.x) and torch.equal(masked.x[~(lend & on)], x[~(lend & on)])
+
+
+def test_keep_twice_is_keep_both():
+    x, first, second = torch.randn(B, N, 4), random_on(0, [3, 5, 1]), random_on(1, [2, 4, 5])
+    T = PackedTokens(x, P).keep(first.flatten())
+    T = T.keep(second[first])
+    assert torch.equal(T.active, MaskedTokens(x, P).keep(first).keep(second).active)
+    assert torch.equal(T.x, x[first & second])
+
+
+def test_a_table_is_never_changed_in_place():
+    x = torch.randn(B, N, 4)
+    T = PackedTokens(x.clone(), P)
+    before = T.x.clone()
+    T.keep(random_on(0, [1, 2, 3]).flatten()) + 1.
+    assert torch.equal(T.x, before) and T.lengths == [N] * B
+
+
+def test_nothing_dropped_copies_nothing():
+    T = PackedTokens(torch.randn(B, N, 4), P)
+    assert T.keep(torch.ones(B * N, dtype=torch.bool)).x.data_ptr() == T.x.data_ptr()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_dropped_token_reaches_no_survivor(dtype):
+    "Perturbing what was dropped changes no surviving bit"
+    on = random_on(3, [2, 0, 4])
+    q, k, v = torch.randn(3, B, N, H, DH).to(dtype)
+    noise = torch.where(on[..., None, None], 0., 1e3).to(dtype)
+    for mask in (on, on.float().requires_grad_()):
+        M = MaskedTokens(torch.randn(B, N, 4), P).keep(mask)
+        assert torch.equal(M.attend(q, k, v)[on], M.attend(q, k + noise, v + noise)[on])
+        assert torch.equal(M.class_attention(q, k)[on], M.class_attention(q, k + noise)[on])
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    q, k, v = torch.randn(3, B, N, H, DH)
+    for counts in ([2, 5, 0], [2, 0, 5], [2, 1, 1]):
+        on = random_on(5, counts)
+        on[0] = random_on(7, [2])[0]
+        T = PackedTokens(torch.zeros(B, N, 4), P).keep(on.flatten())
+        got = T.attend(q[on], k[on], v[on])[T.image == 0]
+        alone = attend_runs(*(z[0, on[0]] for z in (q, k, v)), find_runs([int(on[0].sum())]))
+        torch.testing.assert_close(got, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_emptied_images_leave_and_say_so():
+    on = torch.ones(B, N, dtype=torch.bool)
+    on[1] = False
+    T = PackedTokens(torch.randn(B, N, 4), P).keep(on.flatten())
+    assert T.lengths == [N, 0, N] and T.runs == [(0, N, 1, N), (N, 2 * N, 1, N)]
+    with pytest.raises(ValueError, match=r'images \[1\] have left'): T.prefix()
+    none = T.keep(torch.zeros(2 * N, dtype=torch.bool))
+    assert none.attend(*torch.zeros(3, 0, H, DH)).shape == (0, H, DH)
+    assert none.class_attention(*torch.zeros(2, 0, H, DH)).shape == (0, H)
+    assert torch.equal(none.patch_mean(), torch.zeros(B, 4))
+
+
+def test_gradient_of_masked_softmax_is_the_derivative():
+    logits, mask = torch.randn(1, 2, 3, 5, dtype=torch.float64), torch.tensor([[[[1., 0, 1, 1, 0]]]], dtype=torch.float64)
+
+    def plain(m):
+        e = logits.exp() * m
+        return e / e.sum(-1, keepdim=True)
+    m1, m2 = mask.clone().requires_grad_(), mask.clone().requires_grad_()
+    w = torch.randn(1, 2, 3, 5)
+    (masked_softmax(logits, m1) * w).sum().backward()
+    (plain(m2) * w).sum().backward()
+    torch.testing.assert_close(m1.grad, m2.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_masked_softmax_survives_extreme_logits():
+    logits = torch.tensor([[[[900., -900., 0.]]]])
+    a = masked_softmax(logits, torch.tensor([[[[0., 1., 1.]]]], requires_grad=True))
+    assert torch.isfinite(a).all() and a[0, 0, 0].tolist() == [0, 0, 1]
+
+
+def test_dropout_belongs_to_training():
+    T = PackedTokens(torch.zeros(1, N, 4), P)
+    with pytest.raises(ValueError, match='attention dropout 0.1'): T.attend(*torch.zeros(3, N, H, DH), dropout=.1)
+    q, k, v = torch.randn(3, 1, N, H, DH)
+    assert not torch.equal(masked_attention(q, k, v, None, .5), masked_attention(q, k, v, None, 0.))
+
+
+def test_route_on_cpu():
+    q = torch.zeros(4, H, DH)
+    assert attention_route(q, find_runs([2, 2])) == 'plain'
+    assert attention_route(q.bfloat16(), find_runs([1, 3])) == 'runs'
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_varlen_route_equals_plain_softmax(dtype, tolerance):
+    on = torch.rand(8, 197) < torch.linspace(.05, 1, 8)[:, None]
+    on[:, 0] = True
+    q, k, v = torch.randn(3, 8, 197, 6, 64).to(dtype)
+    T = PackedTokens(torch.zeros(8, 197, 1).cuda()).keep(on.flatten().cuda())
+    picked = [z[on].cuda() for z in (q, k, v)]
+    assert attention_route(picked[0], T.runs) == ('runs' if dtype == torch.float32 else 'varlen')
+    want = reference_attention(q, k, v, on)[on]
+    torch.testing.assert_close(T.attend(*picked).cpu().double(), want, atol=tolerance, rtol=tolerance)
+    row = T.class_attention(*picked[:2])
+    torch.testing.assert_close(row, class_row_runs(*picked[:2], T.runs), atol=1e-5, rtol=1e-4)
