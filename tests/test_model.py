@@ -46,13 +46,13 @@ def test_uncalibrated_model_answers_like_the_dense_one(vit, images):
 
 
 @pytest.mark.parametrize('call, says', [
-    (lambda v: at.adapt(v, 'asvit'), "no method 'asvit'; near it: as-vit"),
+    (lambda v: at.adapt(v, 'asvit'), "no method 'asvit'; nearest: as-vit"),
     (lambda v: at.adapt(v, budget=0), 'budget is 0'),
     (lambda v: at.adapt(v, budget=1.5), 'budget is 1.5'),
     (lambda v: at.adapt(v, budget=float('nan')), 'budget is nan'),
     (lambda v: at.adapt(nn.Linear(2, 2)), 'Linear is not understood'),
-    (lambda v: at.create_model('as-vit', 'deit_smal_patch16_224'), 'near it: deit_small_patch16_224'),
-    (lambda v: at.create_model('as-vti', 'deit_tiny_patch16_224'), 'near it: as-vit'),
+    (lambda v: at.create_model('as-vit', 'deit_smal_patch16_224'), 'nearest: deit_small_patch16_224'),
+    (lambda v: at.create_model('as-vti', 'deit_tiny_patch16_224'), 'nearest: as-vit'),
     (lambda v: at.adapt(v, 'as-vit', places=(6,)), 'from 1 to 5'),
     (lambda v: at.adapt(v, 'as-vit', theta=(.1,)), '1 thresholds for 3 places')])
 def test_wrong_arguments(vit, call, says):
@@ -62,7 +62,7 @@ def test_wrong_arguments(vit, call, says):
 
 def test_execution_is_checked(model, images):
     model.execution = 'paked'
-    with pytest.raises(ValueError, match='near it: packed'): model(images)
+    with pytest.raises(ValueError, match='nearest: packed'): model(images)
     model.execution = 'packed'
     with pytest.raises(ValueError, match='call model.eval()'): model.train()(images)
 
@@ -164,9 +164,9 @@ def _edit(**changes):
     (_truncate, ValueError, 'damaged or cut off'), (_no_config, FileNotFoundError, 'config.json is missing'),
     (_no_weights, FileNotFoundError, 'model.safetensors is missing'), (_cut_config, ValueError, 'config.json is damaged'),
     (_edit(backbone=dict(embed_dim=96)), ValueError, 'another architecture'),
-    (_edit(backbone=dict(model_name='deit_tiny_patch17_224')), ValueError, 'near it: deit_tiny_patch16_224'),
+    (_edit(backbone=dict(model_name='deit_tiny_patch17_224')), ValueError, 'nearest: deit_tiny_patch16_224'),
     (_edit(backbone=dict(model_name='swin_tiny_patch4_window7_224')), ValueError, 'swin'),
-    (_edit(method=dict(name='as-vot')), ValueError, 'near it: as-vit'),
+    (_edit(method=dict(name='as-vot')), ValueError, 'nearest: as-vit'),
     (_edit(method=dict(budget=2)), ValueError, 'budget is 2'),
     (lambda f: (f/'config.json').write_text('{}'), ValueError, "lacks 'backbone'")])
 def test_damaged_checkpoints(model, tmp_path, damage, error, says):
