@@ -23,7 +23,7 @@ def queries_keys_values(
 ) -> tuple[Tensor, Tensor, Tensor]: # q, k, v, each [..., H, Dh]
     "Normed rows projected to queries, keys and values, with the block's own query and key norms"
     attn = block.attn
-    q, k, v = attn.qkv(block.norm1(t.x)).unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(-3)
+    q, k, v = attn.qkv(block.norm1(t.x)).view(*t.x.shape[:-1], 3, attn.num_heads, attn.head_dim).unbind(-3)
     return attn.q_norm(q), attn.k_norm(k), v
 
 

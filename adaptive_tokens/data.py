@@ -159,7 +159,7 @@ class Level(NamedTuple):
     contrast:int  # ink above background, at least; up to 29 more by chance
     noise:int     # largest deviation of a pixel, triangular distribution
 
-LEVELS = dict(easy=Level(2, 0, 150, 5), medium=Level(6, 1, 115, 10), hard=Level(10, 2, 85, 16))
+LEVELS = dict(easy=Level(2, 0, 150, 5), medium=Level(6, 0, 125, 9), hard=Level(10, 1, 95, 14))
 BACKGROUND, SCALE = 48, 64   # normalised = (pixel - BACKGROUND) / SCALE, exact in float32
 MEAN, STD = (BACKGROUND / 255,) * 3, (SCALE / 255,) * 3   # the same, as timm's transforms want it
 

@@ -7,8 +7,7 @@ __all__ = ['masked_softmax', 'with_diagonal', 'masked_attention', 'find_runs', '
            'ragged_attention', 'class_row_runs', 'class_row_segments', 'Tokens', 'MaskedTokens', 'RaggedRows',
            'PackedTokens']
 
-# %% ../nbs/00_tokens.ipynb #cecf2bff
-import copy
+# %% ../nbs/00_tokens.ipynb #51a93b1a
 from importlib.util import find_spec
 from itertools import groupby
 
@@ -74,7 +73,7 @@ def attend_runs(
     "Fused attention, one call per run of equally long images"
     out = []
     for start, stop, g, n in runs:
-        q_i, k_i, v_i = (z[start:stop].unflatten(0, (g, n)).transpose(1, 2) for z in (q, k, v))  # [g, H, n, Dh]
+        q_i, k_i, v_i = (z[start:stop].view(g, n, *z.shape[1:]).transpose(1, 2) for z in (q, k, v))  # [g, H, n, Dh]
         out.append(F.scaled_dot_product_attention(q_i, k_i, v_i).transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out) if out else torch.zeros_like(v)
 
@@ -110,12 +109,12 @@ def class_row_runs(
     k:Tensor, # keys [T, H, Dh]
     runs:list, # from `find_runs`
 ) -> Tensor:  # class attention [T, H], float32
-    "How the first token of each image attends to all its tokens, one product per run"
+    "How the first token of each image attends to all its tokens, run by run"
     out = []
     for start, stop, g, n in runs:
-        q_c, k_i = q[start:stop:n].float(), k[start:stop].float().unflatten(0, (g, n)).transpose(1, 2)
-        logits = (k_i @ q_c[..., None])[..., 0] * q.shape[-1]**-.5  # [g, H, n]
-        out.append(logits.softmax(-1).transpose(1, 2).flatten(0, 1))
+        q_c, k_i = q[start:stop:n].float(), k[start:stop].float().view(g, n, *k.shape[1:])
+        logits = (k_i * q_c[:, None]).sum(-1) * q.shape[-1]**-.5  # [g, n, H]
+        out.append(logits.softmax(1).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out) if out else q.new_zeros(q.shape[:2], dtype=torch.float32)
 
 
@@ -138,8 +137,8 @@ class Tokens:
     "What both tables share: rows `x` and their `index`, prefix tokens `P`, tokens of a full image `N`, images `B`"
     def replace(self, **changes):
         "The same table with some attributes changed"
-        new = copy.copy(self)
-        new.__dict__.update(changes)
+        new = object.__new__(type(self))
+        new.__dict__ = {**self.__dict__, **changes}
         return new
 
     @property
@@ -195,9 +194,10 @@ class RaggedRows(Tokens):
         tokens, images = (torch.arange(n, device=x.device) for n in (self.N, self.B))
         self.index, self.image = tokens.repeat(self.B), images.repeat_interleave(self.N)  # [T]
         self.lengths, self.offsets = [self.N] * self.B, torch.arange(self.B + 1, device=x.device) * self.N  # [B+1]
+        self.runs, self.rows = find_runs(self.lengths), None  # rows: where the rows came from; None: all, as they were
 
     def counts(self): return self.offsets.diff().float()
-    def put(self, lent): return self.replace(x=self.x.index_copy(0, lent.rows, lent.x))
+    def put(self, lent): return self.replace(x=lent.x if lent.rows is None else self.x.index_copy(0, lent.rows, lent.x))
     def select(self, on): return self.keep(on)
 
     def keep(self, on):
@@ -205,16 +205,14 @@ class RaggedRows(Tokens):
         on = on > .5 if on.is_floating_point() else on
         offsets = F.pad(on.cumsum(0), (1, 0))[self.offsets]
         lengths = offsets.diff().tolist()
-        if sum(lengths) == len(on): return self.replace(rows=torch.arange(len(on), device=on.device))
+        if sum(lengths) == len(on): return self.replace(rows=None)
         rows = torch.argsort(~on, stable=True)[:sum(lengths)]
         kept = {name: getattr(self, name)[rows] for name in ('x', 'index', 'image')}
-        return self.replace(**kept, rows=rows, lengths=lengths, offsets=offsets)
+        return self.replace(**kept, rows=rows, lengths=lengths, offsets=offsets, runs=find_runs(lengths))
 
 # %% ../nbs/00_tokens.ipynb #6ff32440
 class PackedTokens(RaggedRows):
     "A table of survivors, each image with its own count: for inference"
-    @property
-    def runs(self): return find_runs(self.lengths)
     @property
     def active(self): return self.scatter(torch.ones_like(self.index, dtype=torch.bool), False)
 
@@ -223,9 +221,8 @@ class PackedTokens(RaggedRows):
         return ragged_attention(q, k, v, self.runs, self.offsets, max(self.lengths, default=0))
 
     def class_attention(self, q, k):
-        runs = self.runs
-        if q.is_cuda and len(runs) > 1: return class_row_segments(q, k, self.image, self.offsets)
-        return class_row_runs(q, k, runs)
+        if q.is_cuda and len(self.runs) > 1: return class_row_segments(q, k, self.image, self.offsets)
+        return class_row_runs(q, k, self.runs)
 
     def scatter(self, values, fill):
         grid = values.new_full((self.B, self.N, *values.shape[1:]), fill)
