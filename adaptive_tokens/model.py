@@ -35,6 +35,7 @@ class Method(nn.Module):
     "Decides which tokens take part; subclasses give `name`, a loop over blocks, and a way to meet a budget"
     name = None
     distill_weight = 0.  # of the divergence from the dense model's logits
+    lr_scale = 1.        # learning rate of the method's own parameters, per rate of the weights
 
     def __init__(self,
         vit:nn.Module,     # the backbone it will steer; only its shape is read
