@@ -1,0 +1,339 @@
+"Timings go in by hand where arithmetic is tested, so no test depends on how fast this machine is."
+import json
+import os
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_tokens import bench
+from adaptive_tokens.bench import Benchmark, Measured, account, benchmark, circumstances, compare, gather, quartiles, take_turns
+from adaptive_tokens.cost import macs
+from adaptive_tokens.model import adapt
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return timm.create_model('test_vit', **{**dict(img_size=64, num_classes=10, depth=3), **changes}).eval()
+
+
+def adaptive(vit, budget=.65, theta=(.055, .06)):
+    return adapt(vit, 'as-vit', budget=budget, places=(1, 2), theta=theta).eval()
+
+
+@pytest.fixture
+def vit(): return small()
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.randn(7, 3, 64, 64)
+
+
+@pytest.fixture
+def models(vit): return {'dense': vit, 'ours': adaptive(vit)}
+
+
+quick = dict(batch_size=3, repeats=2, latency_repeats=4, device='cpu', progress=False)
+
+
+# --- arithmetic
+
+def test_quartiles_by_hand():
+    assert quartiles([3, 1, 2]) == (1.5, 2, 2.5)
+    assert quartiles([4.]) == (4, 4, 4)
+
+
+def test_compare_by_hand():
+    dense = Measured(torch.tensor([10e9, 10e9]).double(), torch.tensor([10., 12., 20.]), torch.tensor([1., 3.]), 50.)
+    own = Measured(torch.tensor([4e9, 8e9]).double(), torch.tensor([5., 8., 8.]), torch.tensor([1., 2.]), 40., 'as-vit')
+    row = compare(own, dense)
+    assert (row['method'], row['n'], row['top1']) == ('as-vit', 2, 40.)
+    assert [row[k] for k in ('gmacs', 'gmacs_std', 'gmacs_min', 'gmacs_max')] == [6, 2, 4, 8]
+    assert row['macs_share'] == pytest.approx(.6) and row['macs_ratio'] == pytest.approx(10 / 6)
+    assert row['images_per_s'] == pytest.approx(2 / 8) and row['images_per_s_iqr'] == pytest.approx([2 / 8, (2/5 + 2/8) / 2])
+    assert row['speedup'] == pytest.approx(2) and row['speedup_iqr'] == pytest.approx([1.75, 2.25])  # of 2, 1.5, 2.5
+    assert row['latency_ms'] == pytest.approx(1500) and row['latency_ms_iqr'] == pytest.approx([1250, 1750])
+    assert row['latency_speedup'] == pytest.approx(1.25)  # of 1 and 1.5
+    assert row['realised'] == pytest.approx(2 * .6)
+    assert row['saved_time_share'] == pytest.approx((1 - 1/2) / (1 - .6))
+
+
+def test_a_saving_of_nothing_has_no_share():
+    dense = Measured(torch.ones(2).double(), torch.tensor([1., 2.]), torch.tensor([1.]))
+    row = compare(dense, dense)
+    assert row['saved_time_share'] is None and row['speedup'] == row['realised'] == row['macs_ratio'] == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(.1, 10), st.floats(.01, 100)), min_size=1, max_size=9), st.floats(.5, 3))
+def test_a_machine_that_slows_both_down_alike_changes_no_ratio(passes, s):
+    own = torch.tensor([t * slow for t, slow in passes], dtype=torch.float64)
+    row = compare(Measured(torch.ones(3), own, own), Measured(torch.ones(3) * 2, own * s, own * s))
+    assert row['speedup'] == pytest.approx(s) and row['speedup_iqr'] == pytest.approx([s, s])
+    assert row['latency_speedup'] == pytest.approx(s) and row['realised'] == pytest.approx(s / 2)
+
+
+# --- who runs when
+
+class Recorded:
+    "Stands in for a model; notes each call"
+    def __init__(self, name, notes): self.name, self.notes = name, notes
+    def __call__(self, x): self.notes.append((self.name, int(x)))
+
+
+def test_models_take_turns_and_each_comes_first_as_often(monkeypatch):
+    notes, timed = [], []
+    models = {name: Recorded(name, notes) for name in 'abc'}
+    monkeypatch.setattr(bench, 'seconds', lambda model, x: timed.append((model.name, int(x))) or float(len(timed)))
+    spent = take_turns(models, [torch.tensor(0), torch.tensor(1)], 2)
+    assert notes == [(name, b) for name in 'abc' for b in (0, 1)]  # the warm-up, before the first timed call
+    order = [''.join(name for name, _ in timed[i:i + 3]) for i in range(0, 12, 3)]
+    assert order == ['abc', 'cba', 'cba', 'abc'] and [b for _, b in timed] == [0]*3 + [1]*3 + [0]*3 + [1]*3
+    assert spent['a'].tolist() == [[1, 6], [9, 10]] and spent['b'].tolist() == [[2, 5], [8, 11]]
+
+
+def test_seconds_waits_before_and_after(monkeypatch):
+    notes = []
+    monkeypatch.setattr(bench, 'wait_for', lambda device: notes.append('wait'))
+    monkeypatch.setattr(bench.time, 'perf_counter', lambda: notes.append('clock') or float(len(notes)))
+    assert bench.seconds(lambda x: notes.append('call'), torch.zeros(1)) == 3
+    assert notes == ['wait', 'clock', 'call', 'wait', 'clock']
+
+
+def test_rows_from_injected_seconds(monkeypatch, models, images):
+    calls = []
+    def clock(model, x):
+        calls.append(1)
+        return len(x) * (3. if hasattr(model, 'blocks') else 2.) * (1 + len(calls) // 6)  # six calls a pass, each slower
+    monkeypatch.setattr(bench, 'seconds', clock)
+    made = benchmark(models, images, **{**quick, 'repeats': 4})
+    dense, ours = made.rows
+    assert ours['speedup'] == pytest.approx(1.5, rel=.2) and dense['speedup'] == 1
+    assert ours['realised'] == ours['speedup'] * ours['macs_share']
+    assert len(made.timings['ours']['passes']) == 4 and len(made.timings['ours']['singles']) == 4
+    assert ours['images_per_s'] == pytest.approx(7 / torch.tensor(made.timings['ours']['passes']).quantile(.5).item(), rel=.2)
+
+
+def test_latency_uses_single_images_spread_over_all(monkeypatch, models, images):
+    seen = []
+    monkeypatch.setattr(bench, 'seconds', lambda model, x: seen.append(x) or 1.)
+    benchmark(models, images[:6], **quick)
+    singles = [x[0] for x in seen if len(x) == 1]
+    assert [next(i for i, y in enumerate(images) if torch.equal(x, y)) for x in singles] == [0, 0, 1, 1, 3, 3, 4, 4]
+    seen.clear()
+    benchmark(models, images[:1], **quick)
+    assert len(seen) == 2 * 2 + 2 * 4  # two passes over one batch, four times the only image, two models each
+
+
+# --- what is counted
+
+def test_macs_are_those_of_cost_and_trace(models, vit, images):
+    made = benchmark(models, images, **quick)
+    with torch.no_grad(): _, trace = models['ours'](images, return_trace=True)
+    dense, ours = made.rows
+    assert dense['gmacs'] == macs(vit) / 1e9 and dense['gmacs_std'] == 0 and dense['macs_share'] == 1
+    assert len(trace.macs.unique()) > 1  # or the test below says little
+    exact = trace.macs.double() / 1e9
+    assert [ours[k] for k in ('gmacs', 'gmacs_std', 'gmacs_min', 'gmacs_max')] == pytest.approx(
+        [exact.mean().item(), exact.std(correction=0).item(), exact.min().item(), exact.max().item()], rel=1e-9)
+    assert ours['macs_share'] == pytest.approx(exact.mean().item() * 1e9 / macs(vit), rel=1e-9)
+
+
+def test_dense_macs_follow_the_size_of_the_image():
+    vit, x = small(dynamic_img_size=True), torch.randn(2, 3, 32, 96)
+    assert account(vit, [x])[0].tolist() == [macs(vit, None, 2 * 6)] * 2
+
+
+def test_accuracy_of_these_very_images(models, images):
+    with torch.no_grad(): guess = {name: m(images).argmax(1) for name, m in models.items()}
+    labels = guess['ours'].clone()
+    labels[:2] = (labels[:2] + 1) % 10
+    made = benchmark(models, images, labels, **quick)
+    assert made.rows[1]['top1'] == pytest.approx(100 * 5 / 7)
+    assert made.rows[0]['top1'] == pytest.approx(100 * (guess['dense'] == labels).double().mean().item())
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda x, y: (TensorDataset(x, y), None), lambda x, y: (DataLoader(TensorDataset(x, y), 2), None),
+    lambda x, y: ([(x[:3], y[:3]), (x[3:], y[3:])], None), lambda x, y: (x, y.tolist()), lambda x, y: (list(x.split(2)), y)])
+def test_images_come_as_tensor_data_set_or_loader(wrap, images):
+    labels = torch.arange(7)
+    x, y = gather(*wrap(images, labels))
+    assert torch.equal(x, images) and torch.equal(y, labels)
+
+
+def test_no_labels_is_no_accuracy(models, images):
+    assert gather(images)[1] is None
+    assert gather(TensorDataset(images, torch.full((7,), -1)))[1] is None
+    made = benchmark(models, images, **quick)
+    assert [r['top1'] for r in made.rows] == [None, None]
+
+
+def test_models_and_threads_are_left_as_they_were(vit, images):
+    models = {'dense': vit.train(), 'ours': adaptive(vit).train()}
+    before, threads = {k: v.clone() for k, v in models['ours'].state_dict().items()}, torch.get_num_threads()
+    made = benchmark(models, images, **quick, dtype='bfloat16', threads=1)
+    assert vit.training and models['ours'].training and torch.get_num_threads() == threads
+    after = models['ours'].state_dict()
+    assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())
+    assert made.meta['dtype'] == 'bfloat16' and made.meta['threads'] == 1
+
+
+def test_another_number_of_threads_only_inside():
+    before = torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    with pytest.raises(KeyError), bench.thread_count(other):
+        assert torch.get_num_threads() == other
+        raise KeyError
+    assert torch.get_num_threads() == before
+    with bench.thread_count(None): assert torch.get_num_threads() == before
+
+
+def test_shared_weights_stay_shared_and_layout_stays(models, images, monkeypatch):
+    copies = bench.placed(models, torch.device('cpu'), torch.float32)
+    assert copies['dense'] is copies['ours'].vit and copies['dense'] is not models['dense']
+    seen = []
+    monkeypatch.setattr(bench, 'seconds', lambda model, x: seen.append(x) or 1.)
+    benchmark(models, images.to(memory_format=torch.channels_last), **{**quick, 'batch_size': 7})
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+
+
+def test_baseline_and_rows_keep_their_names_and_order(vit, images):
+    made = benchmark({'ours': adaptive(vit), 'vit': vit, 'all': adaptive(vit, budget=1., theta=None)}, images, dense='vit', **quick)
+    assert [r['name'] for r in made.rows] == ['ours', 'vit', 'all']
+    assert [r['method'] for r in made.rows] == ['as-vit', 'dense', 'as-vit']
+    assert made.rows[1]['speedup'] == 1 and made.rows[2]['macs_ratio'] == pytest.approx(1)
+    assert made.meta['dense'] == 'vit' and made.meta['n'] == 7 and made.meta['image_size'] == [64, 64]
+
+
+# --- kept and shown
+
+@pytest.fixture
+def made(models, images): return benchmark(models, images, torch.arange(7), **quick)
+
+
+def test_saved_and_loaded_is_the_same(made, tmp_path):
+    path = tmp_path/'new'/'bench.json'
+    made.save(path)
+    assert Benchmark.load(path) == made and Benchmark.load(str(path)) == made
+    assert [p.name for p in path.parent.iterdir()] == ['bench.json']
+    assert set(json.loads(path.read_text())) == {'rows', 'meta', 'timings'}
+
+
+def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
+    path = tmp_path/'bench.json'
+    path.write_text('old')
+    def interrupted(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt): made.save(path)
+    assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['bench.json']
+
+
+def test_nothing_is_written_of_what_json_cannot_hold(made, tmp_path):
+    made.rows[0]['speedup'] = float('nan')
+    with pytest.raises(ValueError): made.save(tmp_path/'bench.json')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('text', ['{"rows": [', '[]', '{"rows": []}', '{"rows": [], "meta": {}, "timings": {}, "more": 1}', '3'])
+def test_loading_names_the_file_that_is_no_benchmark(tmp_path, text):
+    path = tmp_path/'bench.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'bench\.json is not a saved benchmark'): Benchmark.load(path)
+    with pytest.raises(FileNotFoundError, match=r'none\.json is no file'): Benchmark.load(tmp_path/'none.json')
+
+
+def test_table_in_markdown_and_text(made):
+    made.rows[1]['name'] = 'ours|2'
+    lines = made._repr_markdown_().split('\n')
+    assert lines[0].startswith('| model | top-1 % | GMACs |') and r'ours\|2' in lines[3]
+    assert {line.replace(r'\|', '').count('|') for line in lines[:4]} == {len(bench.COLUMNS) + 1}
+    text = str(made).split('\n')
+    assert len(text) == 4 and text[2].startswith('ours|2') and 'batch 3' in text[3] and 'images 7' in text[3]
+    made.rows = [r | dict(top1=None) for r in made.rows]
+    assert 'top-1' not in str(made) and len(made.cells()[0]) == len(bench.COLUMNS) - 1
+    start = text[0].index('GMACs')
+    assert [line[start - 2:start] for line in text[:3]] == ['  '] * 3
+
+
+def test_figure_has_axes_with_units_and_all_points(made):
+    made.rows[1]['name'] = 'costs $5 and $_{'
+    fig = made.plot()
+    fig.canvas.draw()
+    left, right = fig.axes
+    assert 'GMACs' in left.get_xlabel() and '%' in left.get_ylabel() and 'images per second' in right.get_xlabel()
+    assert [len(ax.containers) for ax in fig.axes] == [2, 2]
+    xs = [float(c[0].get_xdata()[0]) for c in left.containers]
+    assert sorted(xs) == pytest.approx(sorted(r['gmacs'] for r in made.rows))
+    assert bench.plt.get_fignums() == []
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_figure_without_labels_shows_speed_up(models, images, count):
+    fig = benchmark(dict(list(models.items())[:count]), images, **quick).plot()
+    fig.canvas.draw()
+    assert 'speed-up' in fig.axes[0].get_ylabel()
+
+
+def test_circumstances_are_fit_for_json():
+    meta = circumstances(torch.device('cpu'), torch.float32, batch_size=3)
+    assert json.loads(json.dumps(meta)) == meta
+    assert {'date', 'cpu', 'threads', 'device', 'dtype', 'torch', 'timm', 'python', 'adaptive_tokens', 'commit'} <= set(meta)
+
+
+# --- what is refused
+
+@pytest.mark.parametrize('change, message', [
+    (dict(models={}), 'no models to compare'),
+    (dict(dense='vit'), "no model is called 'vit'"),
+    (dict(images=torch.zeros(0, 3, 64, 64)), 'no images to measure on'),
+    (dict(images=[]), 'no images to measure on'),
+    (dict(images='photos/'), 'images are a str'),
+    (dict(images=5), 'images are a int'),
+    (dict(images=torch.zeros(2, 3, 64, 64, dtype=torch.uint8)), 'images are uint8'),
+    (dict(images=torch.full((2, 3, 64, 64), float('nan'))), 'NaN or infinity'),
+    (dict(images=torch.zeros(2, 3, 40, 64)), 'images are 40x64'),
+    (dict(images=torch.zeros(2, 1, 64, 64)), r'wants \[B, 3, height, width\]'),
+    (dict(images=torch.zeros(3, 64, 64)), 'wants'),
+    (dict(labels=[0, 1]), r'shape \[2\] for 7 images'),
+    (dict(labels=torch.arange(7) + 4), 'labels go from 4 to 10'),
+    (dict(labels=[0, 1, 2, -1, 3, 4, 5]), 'labels go from -1 to 5'),
+    (dict(batch_size=0), 'batch_size is 0'), (dict(repeats=0), 'repeats is 0'), (dict(repeats=1.5), 'repeats is 1.5'),
+    (dict(latency_repeats=-1), 'latency_repeats is -1'), (dict(threads=-2), 'threads is -2'), (dict(threads=0), 'threads is 0'),
+    (dict(device='tpu'), "device 'tpu'"),
+    (dict(device='mps' if torch.cuda.is_available() else 'cuda'), 'not available on this machine'),
+    (dict(dtype='float61'), "dtype 'float61'"),
+])
+def test_bad_input_is_named(models, images, monkeypatch, change, message):
+    monkeypatch.setattr(bench, 'seconds', lambda *args: pytest.fail('timed before the input was checked'))
+    given = {**dict(models=models, images=images, **quick), **change}
+    with pytest.raises(ValueError, match=message): benchmark(given.pop('models'), given.pop('images'), **given)
+
+
+def test_models_that_cannot_be_compared_are_named(vit, images):
+    for models, message in [({'dense': vit, 'other': small(num_classes=7)}, r"number of classes: {'dense': 10, 'other': 7}"),
+                            ({'dense': adaptive(vit)}, "'dense' is adaptive"),
+                            ({'dense': torch.nn.Linear(2, 2)}, 'Linear is not understood')]:
+        with pytest.raises(ValueError, match=message): benchmark(models, images, **quick)
+
+
+def test_an_unfused_baseline_is_refused(vit, images):
+    vit.blocks[1].attn.fused_attn = False
+    with pytest.raises(ValueError, match='without fused attention'): benchmark({'dense': vit}, images, **quick)
+
+
+def test_logits_that_are_no_numbers_are_named(vit, images):
+    with torch.no_grad(): vit.head.bias[0] = float('inf')
+    with pytest.raises(ValueError, match='logits in float32 hold NaN or infinity'): benchmark({'dense': vit}, images, **quick)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_on_cuda(models, images, dtype):
+    made = benchmark(models, images, torch.arange(7), **{**quick, 'device': 'cuda'}, dtype=dtype)
+    assert made.meta['device'] == 'cuda' and made.meta['gpu'] and next(models['dense'].parameters()).device.type == 'cpu'
+    assert made.rows[0]['gmacs'] == macs(models['dense']) / 1e9 and made.rows[1]['gmacs_max'] <= made.rows[0]['gmacs'] * 1.01

@@ -1,0 +1,71 @@
+import json
+import subprocess
+
+import pytest
+import torch
+
+from adaptive_tokens import devices
+from adaptive_tokens.devices import commit, cpu_name, devices_here, hardware, resolve_device, resolve_dtype
+
+
+@pytest.fixture
+def only_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+
+
+def test_auto_takes_the_fastest_kind_that_is_there(monkeypatch, only_cpu):
+    assert resolve_device() == torch.device('cpu') and devices_here() == ['cpu']
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert resolve_device().type == 'mps'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert resolve_device().type == 'cuda' and resolve_device('cpu').type == 'cpu'
+
+
+@pytest.mark.parametrize('name', ['cuda', 'mps'])
+def test_an_absent_device_is_named_with_what_is_there(only_cpu, name):
+    with pytest.raises(ValueError, match=f"device '{name}' is not available on this machine; here: cpu"): resolve_device(name)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match="'cdua'.*cuda"): resolve_device('cdua')
+    with pytest.raises(ValueError, match="'bf16'.*float16"): resolve_dtype('bf16')
+
+
+@pytest.mark.parametrize('name', ['float32', 'bfloat16', 'float16'])
+def test_dtypes(name): assert resolve_dtype(name) is getattr(torch, name)
+
+
+def test_hardware_is_plain_and_names_no_folder():
+    found = hardware()
+    assert json.loads(json.dumps(found)) == found
+    assert set(found) == {'cpu', 'cores', 'threads', 'gpu', 'torch', 'timm', 'python', 'adaptive_tokens', 'commit'}
+    assert found['cpu'] and found['cores'] >= 1 and found['threads'] == torch.get_num_threads()
+    assert not [v for v in found.values() if isinstance(v, str) and v.startswith('/')]
+
+
+def test_cpu_name_without_cpuinfo_and_sysctl(monkeypatch):
+    monkeypatch.setattr(devices.Path, 'exists', lambda path: False)
+    monkeypatch.setattr(devices, '_say', lambda *command: '')
+    assert cpu_name()
+
+
+def test_commit_of_a_checkout_and_of_none(tmp_path):
+    assert commit(tmp_path) is None
+    def git(*words):
+        who = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false']
+        return subprocess.run(['git', '-C', tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+    git('init', '-q')
+    assert commit(tmp_path) is None
+    (tmp_path/'file').write_text('one')
+    git('add', 'file')
+    git('commit', '-q', '-m', 'first')
+    assert commit(tmp_path) == git('rev-parse', '--short', 'HEAD')
+    (tmp_path/'file').write_text('two')
+    assert commit(tmp_path) == git('rev-parse', '--short', 'HEAD') + '*'
+
+
+def test_no_git_at_hand(tmp_path, monkeypatch):
+    (tmp_path/'.git').mkdir()
+    monkeypatch.setattr(devices.shutil, 'which', lambda name: None)
+    assert commit(tmp_path) is None

@@ -1,0 +1,567 @@
+"Training on models of two or three blocks and a few dozen images; what is drawn at random is seeded."
+import copy
+import json
+import math
+import os
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_tokens import train
+from adaptive_tokens.cost import macs
+from adaptive_tokens.model import AdaptiveViT, adapt, calibrate, losses
+from adaptive_tokens.train import (Recipe, best_epoch, check_targets, evaluate, fit, load_dense, loss_terms, make_optimizer,
+                                   make_scheduler, parameter_groups, save_dense, smoothed, staged, write_text)
+
+CLASSES = 4
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return timm.create_model('vit_tiny_patch16_224', **{**dict(img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2,
+                                                               mlp_ratio=2, num_classes=CLASSES), **changes})
+
+
+def sparse(vit=None, budget=.7, **options): return adapt(vit or tiny(), 'as-vit', budget=budget, places=(1, 2), **options)
+def make(kind): return tiny() if kind == 'dense' else sparse()
+
+
+def pictures(n=40, seed=1):
+    "Images whose class is the quarter that is bright"
+    noise = torch.Generator().manual_seed(seed)
+    x, y = .3 * torch.randn(n, 3, 32, 32, generator=noise), torch.arange(n) % CLASSES
+    for image, label in zip(x, y.tolist()): image[:, label // 2 * 16:][:, :16, label % 2 * 16:][..., :16] += 1
+    return x, y
+
+
+def loader(x=None, y=None, shuffle=True, batch=16):
+    if x is None: x, y = pictures()
+    return DataLoader(TensorDataset(x, y), batch, shuffle=shuffle, generator=torch.Generator())
+
+
+def weights(model): return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+@torch.no_grad()
+def logits(model): return model.eval()(pictures()[0])
+
+
+def load(kind, folder): return load_dense(folder) if kind == 'dense' else AdaptiveViT.from_pretrained(folder)
+
+
+quick = dict(device='cpu', progress=False)
+both = pytest.mark.parametrize('kind', ['dense', 'as-vit'])
+
+
+# what a run does
+
+def test_a_dense_model_learns_and_a_student_learns_to_do_with_less():
+    vit = tiny()
+    rows = fit(vit, loader(), loader(shuffle=False), epochs=20, lr=1e-2, **quick)
+    assert rows[-1]['task'] < .4 * rows[0]['task'] and rows[-1]['top1'] > 95 and not vit.training
+    student = sparse(copy.deepcopy(vit))
+    rows = fit(student, loader(), loader(shuffle=False), epochs=10, lr=3e-3, teacher=vit, **quick)
+    assert rows[-1]['loss'] < rows[0]['loss'] and rows[-1]['top1'] > 90 and not student.training
+    assert rows[-1]['macs_share'] == pytest.approx(.7, rel=.05)
+
+
+@both
+def test_same_seed_same_weights_even_with_the_same_loader(kind):
+    data, start = loader(), make(kind)
+    runs = [copy.deepcopy(start) for _ in range(3)]
+    for model, seed in zip(runs, (3, 3, 4)): fit(model, data, epochs=2, seed=seed, **quick)
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+
+
+@both
+def test_terms_are_finite_and_sum_to_the_loss(kind):
+    model, (x, y), teacher = make(kind).train(), pictures(), tiny().eval()
+    for opinion in (None, teacher(x).detach()):
+        terms, answer, trace = loss_terms(model, x, y, opinion)
+        names = {'task'} | ({'distill'} if opinion is not None else set()) | ({'budget'} if kind == 'as-vit' else set())
+        assert set(terms) == names | {'loss'} and answer.shape == (len(x), CLASSES) and (trace is None) == (kind == 'dense')
+        torch.testing.assert_close(terms['loss'], sum(terms[name] for name in names))
+        assert all(term.isfinite() for term in terms.values())
+
+
+@both
+def test_log_has_a_line_per_epoch_that_parses(kind, tmp_path):
+    rows = fit(make(kind), loader(), loader(shuffle=False), epochs=3, out=tmp_path, teacher=tiny(), **quick)
+    assert [json.loads(line) for line in (tmp_path/'log.jsonl').read_text().splitlines()] == rows
+    assert [row['epoch'] for row in rows] == [1, 2, 3] and [row['step'] for row in rows] == [3, 6, 9]
+    terms = ['task', 'distill'] + ['budget'] * (kind == 'as-vit')
+    for row in rows:
+        assert row['loss'] == pytest.approx(sum(row[name] for name in terms), rel=1e-5)
+        assert 0 <= row['train_top1'] <= 100 and 0 <= row['top1'] <= 100 and row['n'] == 40 and row['seconds'] > 0
+        assert 0 < row['train_macs_share'] <= 1.001 and 0 < row['macs_share'] <= 1.001
+    assert rows[-1]['lr'] == pytest.approx(1e-5)
+    assert ('theta' in rows[0]) == (kind == 'as-vit')
+
+
+def test_epoch_means_weigh_a_small_last_batch_by_its_images():
+    x, y = pictures(24)
+    run = dict(epochs=1, lr=1e-9, warmup=0, **quick)
+    whole, = fit(tiny(), loader(x, y, batch=24), **run)
+    parts, = fit(tiny(), loader(x, y, batch=16), **run)
+    assert parts['task'] == pytest.approx(whole['task'], rel=1e-5)
+    assert parts['train_top1'] == pytest.approx(whole['train_top1'], abs=1e-4)
+
+
+@both
+def test_best_and_last_load_back_to_the_same_logits(kind, tmp_path):
+    model = make(kind)
+    fit(model, loader(), epochs=2, out=tmp_path, **quick)
+    for name in ('best', 'last'): torch.testing.assert_close(logits(load(kind, tmp_path/name)), logits(model), rtol=0, atol=0)
+    assert {f.name for f in tmp_path.iterdir()} == {'best', 'last', 'log.jsonl'}
+
+
+def test_best_is_the_most_accurate_epoch(tmp_path, monkeypatch):
+    top1 = iter([50., 70., 60.])
+    kept = []
+    monkeypatch.setattr(train, 'judge_all', lambda *args: dict(top1=next(top1), macs_share=1.))
+    monkeypatch.setattr(train, 'save', lambda model, folder: kept.append(folder.name))
+    fit(tiny(), loader(), loader(), epochs=3, out=tmp_path, **quick)
+    assert kept == ['last', 'best', 'last', 'best', 'last']
+
+
+@pytest.mark.parametrize('rows, budget, best', [
+    ([(80, .66), (90, .75)], .65, 0), ([(80, .75), (90, .7)], .65, 1), ([(80, .64), (90, .65), (90, .65)], .65, 1),
+    ([(80, 1), (70, 1)], None, 0), ([(90, .9), (70, .65), (60, .65)], .65, 1)])
+def test_only_epochs_within_two_percent_of_the_budget_compete(rows, budget, best):
+    assert best_epoch([dict(top1=t, macs_share=s) for t, s in rows], budget) == best
+
+
+def test_without_validation_the_last_epoch_is_best(): assert best_epoch([dict(epoch=1), dict(epoch=2)], .65) == 1
+
+
+def test_progress_bar_tells_accuracy_and_macs_and_stays_out_of_tests(monkeypatch):
+    bars, last = [], []
+    class Bar(train.tqdm):
+        def __init__(self, *args, **kwargs):
+            bars.append(kwargs)
+            super().__init__(*args, **kwargs)
+        def set_postfix(self, values, **kwargs): last.append(values)
+    monkeypatch.setattr(train, 'tqdm', Bar)
+    monkeypatch.delenv('IN_TEST', raising=False)
+    row, = fit(sparse(), loader(), device='cpu')
+    assert bars[0]['desc'] == 'epoch 1/1' and not bars[0]['disable']
+    assert last[-1] == dict(top1=f'{row["train_top1"]:.1f}', macs=f'{row["train_macs_share"]:.0%}')
+    fit(sparse(), loader(), **quick)
+    monkeypatch.setenv('IN_TEST', '1')
+    fit(sparse(), loader(), device='cpu')
+    assert [bar['disable'] for bar in bars] == [False, True, True]
+
+
+def test_lists_of_batches_will_do():
+    x, y = pictures()
+    rows = fit(tiny(), [(x[:16], y[:16], 'more'), (x[16:], y[16:], 'more')], [(x, y)], **quick)
+    assert rows[0]['step'] == 2 and rows[0]['n'] == 40
+
+
+# targets, teacher, schedule
+
+def test_smoothing_equals_torch_and_passes_through():
+    x, y = torch.randn(6, CLASSES), torch.tensor([0, 1, 2, 3, 0, 1])
+    for s in (0., .1, .5):
+        torch.testing.assert_close(F.cross_entropy(x, smoothed(y, CLASSES, s)), F.cross_entropy(x, y, label_smoothing=s))
+    assert smoothed(y, CLASSES, 0.) is y
+
+
+def test_label_smoothing_reaches_the_loss():
+    x, y = pictures()
+    model = sparse(theta=(-1e9, -1e9), budget=1.)
+    expected = F.cross_entropy(model.vit.train()(x), y, label_smoothing=.2).item()
+    row, = fit(model, [(x, y)], label_smoothing=.2, **quick)
+    assert row['task'] == pytest.approx(expected, rel=1e-5)
+
+
+@both
+def test_soft_targets_that_are_hard_train_the_same(kind):
+    x, y = pictures()
+    hard, soft = make(kind), make(kind)
+    rows = [fit(model, [(x, t)], epochs=2, **quick)[-1] for model, t in ((hard, y), (soft, F.one_hot(y, CLASSES).float()))]
+    torch.testing.assert_close(weights(hard), weights(soft), rtol=1e-4, atol=1e-5)
+    assert rows[0]['train_top1'] == rows[1]['train_top1']
+
+
+def test_the_teacher_is_a_frozen_copy_that_sees_everything():
+    vit = tiny(proj_drop_rate=.5)
+    model, before = sparse(vit, budget=1.), weights(vit)
+    teacher = train.frozen(vit)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters()) and teacher is not vit
+    fit(model, loader(), teacher=vit, lr=1e-2, **quick)
+    assert not torch.equal(weights(vit), before) and torch.equal(weights(teacher), before)
+
+
+@both
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(kind):
+    vit = tiny()
+    model = vit if kind == 'dense' else sparse(vit, budget=1.)
+    row, = fit(model, [pictures()], teacher=vit, **quick)
+    assert row['distill'] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_decays():
+    model = sparse()
+    groups = parameter_groups(model, .1)
+    still, decaying, own = ({id(p) for p in group['params']} for group in groups)
+    named = dict(model.named_parameters())
+    assert {id(named[n]) for n in ('vit.pos_embed', 'vit.cls_token', 'vit.norm.weight', 'vit.head.bias')} <= still
+    assert {id(named[n]) for n in ('vit.head.weight', 'vit.blocks.0.mlp.fc1.weight')} <= decaying
+    assert own == {id(model.method.theta)} and groups[2]['lr_scale'] == model.method.lr_scale < 1
+    assert [group['weight_decay'] for group in groups] == [0, .1, 0]
+    assert len(still) + len(decaying) + len(own) == len(named) and still | decaying | own == {id(p) for p in named.values()}
+    assert len(parameter_groups(tiny(), .1)) == 2 and len(parameter_groups(tiny(), 0.)) == 1
+
+
+def test_frozen_parameters_stay_and_thresholds_move_at_their_own_rate():
+    model = sparse()
+    model.vit.requires_grad_(False)
+    calibrate(model, [pictures()[0]])
+    before, theta = weights(model.vit), model.method.theta.detach().clone()
+    fit(model, [pictures()], lr=1e-2, warmup=0, clip=0, **quick)
+    moved = (model.method.theta - theta).abs()
+    assert torch.equal(weights(model.vit), before) and (moved > 0).all() and moved.max() <= 1.01e-2 * model.method.lr_scale
+
+
+def test_schedule_climbs_then_falls_by_steps():
+    recipe = Recipe(epochs=4, lr=.1, warmup=.25)
+    optimizer = make_optimizer(tiny(), recipe)
+    schedule, lr = make_scheduler(optimizer, recipe, 10), []
+    for step in range(41):
+        schedule.step_update(step)
+        lr.append(optimizer.param_groups[0]['lr'])
+    assert lr[0] == pytest.approx(.001) and lr[:10] == sorted(lr[:10]) and lr[10:] == sorted(lr[10:], reverse=True)
+    assert max(lr) > .08 and lr[-1] == pytest.approx(.001)
+
+
+# thresholds
+
+def test_thresholds_get_gradient_from_task_and_from_budget():
+    model, (x, y) = sparse(budget=.8), pictures()
+    calibrate(model, [x])
+    model.method.budget = .7
+    for name in ('task', 'budget'):
+        answer, trace = model.train()(x, return_trace=True)
+        grad, = torch.autograd.grad(losses(model, answer, y, trace)[name], model.method.theta)
+        assert (grad != 0).all(), name
+
+
+@pytest.mark.parametrize('start, budget', [(.95, .6), (.6, .8)])
+def test_budget_loss_alone_reaches_the_budget_within_two_percent(start, budget):
+    model, (x, y) = sparse(budget=start), pictures(64)
+    model.vit.requires_grad_(False)
+    calibrate(model, [x])
+    model.method.budget = budget
+    recipe = Recipe(lr=1e-3 / model.method.lr_scale, warmup=0)
+    optimizer = make_optimizer(model, recipe)
+    schedule = make_scheduler(optimizer, recipe, 100)
+    for step in range(100):
+        optimizer.zero_grad()
+        answer, trace = model.train()(x, return_trace=True)
+        losses(model, answer, y, trace)['budget'].backward()
+        schedule.step_update(step)
+        optimizer.step()
+    assert evaluate(model, [(x, y)], device='cpu')['macs_share'] == pytest.approx(budget, rel=.02)
+
+
+def test_a_dead_threshold_is_revived_by_fit():
+    model = sparse(theta=(.9, .95), patience=2)
+    with pytest.warns(UserWarning, match='exactly zero gradient'): row = fit(model, loader(), epochs=4, **quick)[-1]
+    assert max(row['theta']) < .5 and row['theta'] == pytest.approx(model.method.theta.tolist())
+    assert row['train_macs_share'] > 1.1 * evaluate(sparse(theta=(.9, .95)), loader(), device='cpu')['macs_share']
+
+
+def test_thresholds_start_from_the_data_without_dropout():
+    data = loader(shuffle=False)
+    model = sparse(tiny(attn_drop_rate=.5, proj_drop_rate=.5))
+    other = copy.deepcopy(model)
+    calibrate(other, [x for x, _ in data])
+    fit(model, data, lr=1e-12, **quick)
+    torch.testing.assert_close(model.method.theta, other.method.theta, rtol=1e-5, atol=0)
+
+
+def test_bfloat16_keeps_thresholds_macs_and_losses_in_float32():
+    model, seen, widths = sparse(), [], []
+    model.method.after_backward = lambda trace, vit: seen.append((trace.macs.dtype, trace.score.dtype, vit.pos_embed.dtype))
+    hook = model.vit.blocks[0].mlp.register_forward_hook(lambda m, i, o: widths.append((m.training, o.dtype)))
+    rows = fit(model, loader(), loader(), dtype='bfloat16', **quick)
+    hook.remove()
+    assert model.method.theta.dtype == torch.float32 and set(seen) == {(torch.float32,) * 3}
+    assert {dtype for training, dtype in widths if training} == {torch.bfloat16}
+    assert all(math.isfinite(v) for v in rows[0].values() if isinstance(v, float))
+
+
+def test_runs_of_different_precision_follow_each_other_and_leave_no_trace():
+    model, kinds = tiny(), []
+    hook = model.head.register_forward_hook(lambda m, i, o: kinds.append(o.dtype))
+    for dtype in ('bfloat16', 'float32', 'bfloat16'):
+        kinds.clear()
+        fit(model, loader(), dtype=dtype, **quick)
+        assert set(kinds) == {getattr(torch, dtype)}
+        assert not {'forward', '_original_forward', '_is_accelerate_prepared'} & set(vars(model))
+    hook.remove()
+    assert logits(model).dtype == torch.float32
+
+
+# evaluate
+
+@both
+def test_evaluate_means_are_over_images(kind):
+    model, (x, y) = make(kind), pictures(21)
+    if kind == 'as-vit': calibrate(model, [x])
+    found = evaluate(model.train(), loader(x, y, shuffle=False, batch=8), device='cpu')
+    assert model.training and found['n'] == 21
+    assert found['top1'] == pytest.approx(100 * (model.eval()(x).argmax(1) == y).float().mean().item())
+    vit = getattr(model, 'vit', model)
+    spent = model(x, return_trace=True)[1].macs.double() if kind == 'as-vit' else torch.full((21,), float(macs(vit)))
+    assert found['gmacs'] == pytest.approx(spent.mean().item() / 1e9)
+    assert found['gmacs_spread'] == pytest.approx(spent.std(correction=0).item() / 1e9, abs=1e-12)
+    assert found['macs_share'] == pytest.approx(spent.mean().item() / macs(vit))
+
+
+@both
+def test_evaluate_in_lower_precision(kind):
+    for dtype in ('bfloat16', 'float16'): assert evaluate(make(kind), loader(), device='cpu', dtype=dtype)['n'] == 40
+
+
+def test_evaluate_counts_the_image_at_hand():
+    vit = tiny(dynamic_img_size=True)
+    x = torch.randn(3, 3, 64, 48)
+    assert evaluate(vit, [(x, torch.tensor([0, 1, 2]))], device='cpu')['gmacs'] == pytest.approx(macs(vit, None, 48) / 1e9)
+
+
+def test_evaluate_names_what_is_wrong():
+    with pytest.raises(ValueError, match='no batch to evaluate'): evaluate(tiny(), [], device='cpu')
+    with pytest.raises(ValueError, match='label 7 does not fit a head of 4'): evaluate(tiny(), [(pictures(2)[0], torch.tensor([1, 7]))], device='cpu')
+    with pytest.raises(ValueError, match='NaN'): evaluate(tiny(), [(torch.full((1, 3, 32, 32), math.nan), torch.tensor([0]))], device='cpu')
+    with pytest.raises(ValueError, match='16x16'): evaluate(sparse(), [(torch.zeros(1, 3, 16, 16), torch.tensor([0]))], device='cpu')
+
+
+# checkpoints
+
+@pytest.mark.parametrize('changes', [dict(), dict(init_values=.1, reg_tokens=2), dict(qk_norm=True, global_pool='avg'),
+                                     dict(class_token=False, global_pool='avg', in_chans=1, num_classes=7), dict(num_heads=4)])
+def test_dense_checkpoints_round_trip(tmp_path, changes):
+    vit = tiny(**changes).eval()
+    save_dense(vit, tmp_path/'deep'/'er')
+    again, by_timm = load_dense(tmp_path/'deep'/'er'), timm.create_model(f"local-dir:{tmp_path/'deep'/'er'}", pretrained=True)
+    x = torch.randn(2, vit.patch_embed.proj.in_channels, 32, 32)
+    assert not again.training and torch.equal(again(x), vit(x)) and torch.equal(by_timm.eval()(x), vit(x))
+    save_dense(again, tmp_path/'twice')
+    assert (tmp_path/'twice'/'config.json').read_text() == (tmp_path/'deep'/'er'/'config.json').read_text()
+
+
+def test_a_half_precision_checkpoint_loads(tmp_path):
+    vit = tiny()
+    save_dense(copy.deepcopy(vit).half(), tmp_path)
+    torch.testing.assert_close(logits(load_dense(tmp_path)), logits(vit), rtol=0, atol=1e-2)
+
+
+def test_a_model_that_cannot_be_rebuilt_is_not_saved(tmp_path):
+    vit = tiny()
+    vit.head = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, CLASSES))
+    with pytest.raises(ValueError, match='does not rebuild this model.*head'): save_dense(vit, tmp_path/'new')
+    with pytest.raises(ValueError, match='SwinTransformer'): save_dense(timm.create_model('swin_tiny_patch4_window7_224', depths=(1,)), tmp_path/'new')
+    assert not (tmp_path/'new').exists()
+
+
+@pytest.mark.parametrize('spoil, error, match', [
+    (lambda f: (f/'config.json').unlink(), FileNotFoundError, 'config.json is missing'),
+    (lambda f: (f/'model.safetensors').unlink(), FileNotFoundError, 'model.safetensors is missing'),
+    (lambda f: (f/'config.json').write_text('{"archi'), ValueError, 'config.json is damaged'),
+    (lambda f: (f/'config.json').write_text('{"architecture": "vit_of_dreams"}'), ValueError, 'does not describe a timm model.*vit_of_dreams'),
+    (lambda f: (f/'config.json').write_text('{}'), ValueError, 'does not describe a timm model'),
+    (lambda f: (f/'model.safetensors').write_bytes((f/'model.safetensors').read_bytes()[:900]), ValueError, 'damaged or cut off'),
+    (lambda f: os.replace(f.parent/'other'/'model.safetensors', f/'model.safetensors'), ValueError, 'another architecture'),
+])
+def test_damaged_dense_checkpoints_are_named(tmp_path, spoil, error, match):
+    save_dense(tiny(), tmp_path/'one')
+    save_dense(tiny(num_classes=9), tmp_path/'other')
+    spoil(tmp_path/'one')
+    with pytest.raises(error, match=match): load_dense(tmp_path/'one')
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='config.json is missing'): load_dense(tmp_path/'nowhere')
+
+
+@both
+@pytest.mark.parametrize('broken', ['writing', 'renaming'])
+def test_an_interrupted_save_leaves_the_old_checkpoint(kind, broken, tmp_path, monkeypatch):
+    model = make(kind)
+    fit(model, loader(), out=tmp_path, **quick)
+    old, log = logits(model), (tmp_path/'log.jsonl').read_text()
+    with monkeypatch.context() as m:
+        def full(*args, **kwargs): raise OSError('no space left on device')
+        if broken == 'renaming': m.setattr(train.os, 'replace', full)
+        elif kind == 'dense': m.setattr('timm.models._hub.save_config_for_hf', full)
+        else: m.setattr('huggingface_hub.hub_mixin.ModelCard.save', full, raising=False)
+        if broken == 'writing' and kind == 'as-vit': m.setattr(model, '_save_pretrained', full)
+        with pytest.raises(OSError, match='no space'): fit(model, loader(), lr=.1, out=tmp_path, **quick)
+    assert torch.equal(logits(load(kind, tmp_path/'last')), old) and not torch.equal(logits(model), old)
+    assert {f.name for f in tmp_path.iterdir()} == {'best', 'last', 'log.jsonl'} and (tmp_path/'log.jsonl').read_text() == log
+
+
+def test_staged_files_appear_together_or_not_at_all(tmp_path):
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path/'new') as folder:
+        (folder/'a').write_text('a')
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with staged(tmp_path/'new') as folder:
+        for name in 'ab': (folder/name).write_text(name)
+        assert not (tmp_path/'new').exists()
+    assert sorted(f.name for f in (tmp_path/'new').iterdir()) == ['a', 'b']
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_text(tmp_path/'log', 'old')
+    with pytest.raises(UnicodeEncodeError): write_text(tmp_path/'log', 'half a \ud800')
+    assert (tmp_path/'log').read_text() == 'old' and [f.name for f in tmp_path.iterdir()] == ['log']
+
+
+# bad input
+
+class Watched(list):
+    "Batches that count how often they were asked for"
+    asked = 0
+    def __iter__(self):
+        self.asked += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize('changes, match', [
+    (dict(epochs=0), 'epochs is 0; it must be a whole number, at least 1'), (dict(epochs=1.5), 'epochs is 1.5'),
+    (dict(lr=0.), 'lr is 0.0; it must be above 0'), (dict(lr=-1e-3), 'lr is -0.001'), (dict(lr=math.nan), 'lr is nan'),
+    (dict(weight_decay=-1.), 'weight_decay is -1.0'), (dict(warmup=1.), 'warmup is 1.0; it must be a share'),
+    (dict(clip=-1.), 'clip is -1.0'), (dict(label_smoothing=1.), 'label_smoothing is 1.0'),
+    (dict(opt='adamv'), "no optimiser 'adamv'.*adam"), (dict(device='cdua'), "'cdua'.*cuda"), (dict(dtype='float61'), "'float61'.*float16"),
+    (dict(dtype='float16'), 'float16 .* bfloat16 or float32 on the CPU'),
+])
+def test_numbers_and_names_are_refused_before_any_image_is_asked_for(changes, match, tmp_path):
+    batches = Watched([pictures()])
+    with pytest.raises(ValueError, match=match): fit(tiny(), batches, out=tmp_path/'out', **{**quick, **changes})
+    assert batches.asked == 0 and not (tmp_path/'out').exists()
+
+
+@both
+@pytest.mark.parametrize('batches, match', [
+    ([], 'train_loader has no batch'), ([(pictures()[0], pictures()[1] + 1)], 'label 4 does not fit a head of 4 classes'),
+    ([(pictures()[0], pictures()[1] - 1)], 'label -1 does not fit'), ([(pictures()[0][:, :1], pictures()[1])], r'wants \[B, 3'),
+    ([(pictures()[0][..., :16, :16], pictures()[1])], 'images are 16x16'), ([(pictures()[0] * math.nan, pictures()[1])], 'NaN'),
+    ([(pictures()[0], pictures()[1].float())], r'targets are torch.float32 \[40\]'),
+    ([(pictures()[0], torch.ones(40, 3))], r'targets are torch.float32 \[40, 3\]'),
+])
+def test_batches_that_do_not_fit_are_refused_before_the_first_step(kind, batches, match, tmp_path):
+    model = make(kind)
+    before = weights(model)
+    with pytest.raises(ValueError, match=match): fit(model, batches, out=tmp_path/'out', **quick)
+    assert torch.equal(weights(model), before) and not (tmp_path/'out').exists()
+
+
+def test_a_loader_that_drops_its_only_batch_is_empty():
+    data = DataLoader(TensorDataset(*pictures(8)), 16, drop_last=True)
+    with pytest.raises(ValueError, match='train_loader has no batch.*drop_last'): fit(tiny(), data, **quick)
+    with pytest.raises(ValueError, match='val_loader has no batch'): fit(tiny(), loader(), [], **quick)
+
+
+def test_a_loader_without_length_is_refused():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(zip(*pictures()))
+    with pytest.raises(ValueError, match='train_loader has no length'): fit(tiny(), DataLoader(Stream(), 16), **quick)
+
+
+def test_all_labels_are_looked_at_where_the_data_set_lists_them():
+    data = TensorDataset(*pictures(80))
+    data.targets = pictures(80)[1].tolist()[:-1] + [9]
+    with pytest.raises(ValueError, match='label 9'): fit(tiny(), DataLoader(data, 8), **quick)
+
+
+def test_a_label_or_image_deep_in_the_data_stops_the_run_and_keeps_earlier_epochs(tmp_path):
+    x, y = pictures(80)
+    fit(tiny(), loader(x, y, shuffle=False, batch=8), out=tmp_path, **quick)
+    log = (tmp_path/'log.jsonl').read_text()
+    bad = x.clone()
+    bad[75] = math.inf
+    for images, labels, match in ((x, y + 5 * (torch.arange(80) == 70), 'label 7'), (bad, y, 'NaN or infinity')):
+        with pytest.raises(ValueError, match=match): fit(tiny(), loader(images, labels, shuffle=False, batch=8), out=tmp_path, **quick)
+        assert (tmp_path/'log.jsonl').read_text() == log and load_dense(tmp_path/'last')
+
+
+@both
+def test_a_teacher_of_other_classes_or_size_is_refused(kind, tmp_path):
+    model = make(kind)
+    with pytest.raises(ValueError, match='the teacher has 7 classes and the model 4'):
+        fit(model, loader(), teacher=tiny(num_classes=7), out=tmp_path/'out', **quick)
+    with pytest.raises(AssertionError, match='32'): fit(model, loader(), teacher=tiny(img_size=64), out=tmp_path/'out', **quick)
+    assert not (tmp_path/'out').exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path/'file').write_text('')
+    model = tiny()
+    before = weights(model)
+    for out in (tmp_path/'file', tmp_path/'file'/'below'):
+        with pytest.raises(ValueError, match='cannot write to out=.*file'): fit(model, loader(), out=out, **quick)
+    assert torch.equal(weights(model), before)
+
+
+def test_a_backbone_that_is_not_understood_is_refused_by_name():
+    with pytest.raises(ValueError, match='SwinTransformer'): fit(timm.create_model('swin_tiny_patch4_window7_224', depths=(1,)), loader(), **quick)
+
+
+@pytest.mark.parametrize('targets', [torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([.5, 1.]), torch.zeros(2, 5)])
+def test_check_targets(targets):
+    check_targets(targets.abs().long().clamp(max=3).reshape(-1), CLASSES)
+    with pytest.raises(ValueError, match='head of 4 classes'): check_targets(targets, CLASSES)
+
+
+# loss that is not a number
+
+@both
+def test_a_loss_that_is_not_finite_stops_at_once(kind, tmp_path):
+    model = make(kind)
+    with torch.no_grad(): getattr(model, 'vit', model).head.bias[1] = math.nan
+    with pytest.raises(ValueError, match="loss term 'task' is nan in step 1 "): fit(model, loader(), out=tmp_path, **quick)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_step_is_neither_taken_nor_saved(tmp_path, monkeypatch):
+    calls, terms_of = [], train.loss_terms
+    def spoiled(*args):
+        calls.append(weights(args[0]))
+        terms, *rest = terms_of(*args)
+        if len(calls) == 5: terms['budget'] = terms['budget'] * math.inf
+        return terms, *rest
+    monkeypatch.setattr(train, 'loss_terms', spoiled)
+    model = sparse()
+    with pytest.raises(ValueError, match="loss term 'budget' is inf in step 5"): fit(model, loader(), epochs=3, out=tmp_path, **quick)
+    assert torch.equal(weights(model), calls[4]) and not model.training
+    assert len((tmp_path/'log.jsonl').read_text().splitlines()) == 1
+    assert torch.equal(weights(AdaptiveViT.from_pretrained(tmp_path/'last')), calls[3])  # of three steps, the first epoch
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    model = tiny()
+    model.head.weight.register_hook(lambda grad: grad * math.nan)
+    before = weights(model)
+    for clip in (1., 0.):
+        with pytest.raises(ValueError, match='norm of the gradient is nan in step 1'): fit(model, loader(), clip=clip, **quick)
+    assert torch.equal(weights(model), before)
+
+
+# with a GPU
+
+@pytest.mark.gpu
+@both
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_fit_on_cuda(kind, dtype, tmp_path):
+    model = make(kind)
+    rows = fit(model, loader(), loader(), epochs=3, device='cuda', dtype=dtype, teacher=tiny(), out=tmp_path, progress=False)
+    assert next(model.parameters()).is_cuda and all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    assert rows[-1]['n'] == 40 and all(math.isfinite(v) for v in rows[-1].values() if isinstance(v, float))
+    torch.testing.assert_close(logits(load(kind, tmp_path/'last')), logits(model.cpu()), rtol=1e-4, atol=1e-4)
