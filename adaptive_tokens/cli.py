@@ -622,11 +622,12 @@ def main(
 ) -> int:                     # exit code: 0 done, 2 refused, 130 interrupted
     "Run a command; errors of the input become one line on stderr"
     args = make_parser().parse_args(argv)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')  # a table of ± for any terminal
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say('note', message)
         try: COMMANDS[args.command]['run'](args)
         except KeyboardInterrupt: return say('interrupted', 'nothing half-written is left', 130)
         except REFUSED as e:
             if args.debug: raise
-            return say('error', e, 2)
+            return say('error', f'{e}; try a smaller --batch-size' if isinstance(e, torch.OutOfMemoryError) else e, 2)
     return 0

@@ -1,6 +1,7 @@
 "Every command on small models, every way to refuse input, and what is left on disk afterwards."
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +160,12 @@ def test_module_runs_as_a_program(tmp_path):
     assert done.stderr.count('\n') == 1 and "nowhere" in done.stderr
 
 
+def test_table_for_a_terminal_that_knows_ascii_only(dense):
+    words = [sys.executable, '-m', 'adaptive_tokens', 'bench', '--model', dense, *FEW]
+    done = subprocess.run(words, env=os.environ | dict(PYTHONIOENCODING='ascii'), capture_output=True)
+    assert done.returncode == 0 and b' ? ' in done.stdout and done.stderr == b''
+
+
 # --- commands
 
 def test_bench_of_checkpoints(run, dense, adaptive, out):
@@ -291,10 +299,9 @@ def test_commands_on_cuda(run, dense, adaptive, out):
     assert code == 0 and at.AdaptiveViT.from_pretrained(out/'trained'/'best').budget == .8
 
 
+@pytest.mark.slow
 @pytest.mark.hub
 def test_pretrained_backbone_on_real_images(run, out):
-    import os
-    from pathlib import Path
     place = Path(os.environ['ADAPTIVE_TOKENS_IMAGES'])
     images = ['--images', place/'imagenet_val_1300.tar', '--class-map', place/'imagenet_wnids.txt', '--n', '24']
     model = ['--backbone', 'deit_tiny_patch16_224', '--pretrained', '--budget', '0.8']

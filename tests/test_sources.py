@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
-MODULES = [p for p in sorted((ROOT/'adaptive_tokens').rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')]
+MODULES = [p for p in sorted((ROOT/'adaptive_tokens').rglob('*.py')) if p.name not in ('__init__.py', '__main__.py', '_modidx.py')]
 FLAGS = re.compile(r'^#\|\s*(slow|gpu|hub|eval:\s*false)\b', re.M)
 MACHINE = re.compile(r'(?<![\w.:/])/(?:home|root|work|Users|tmp|private|mnt|opt)/[\w.]')
 
@@ -88,7 +88,7 @@ def test_modules_come_from_a_notebook(path):
     assert (path.parent/found[1]).is_file(), f'{found[1]} does not exist'
 
 
-@pytest.mark.parametrize('path', [*MODULES, ROOT/'adaptive_tokens'/'__init__.py'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*MODULES, *(ROOT/'adaptive_tokens').glob('__*__.py')], ids=lambda p: p.stem)
 def test_library_imports_neither_nbdev_nor_fastcore(path):
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         used = [a.name for a in node.names] if isinstance(node, ast.Import) else \
