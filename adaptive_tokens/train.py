@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-# %% ../nbs/50_train.ipynb #844e1c84
 import timm
 import torch
 import torch.nn.functional as F
@@ -220,7 +219,7 @@ def judge(
     model:nn.Module, # AdaptiveViT or timm ViT, in evaluation mode
     images:Tensor,   # a batch [B, C, height, width]
     labels:Tensor,   # class numbers [B]
-) -> Tensor:         # [B, 3] float64: right or not, multiply-adds, the same as a share of the dense model's
+) -> Tensor:         # [B, 3]: right or not, multiply-adds, the same as a share of the dense model's
     "What each image of a batch came to"
     vit = getattr(model, 'vit', model)
     check_targets(labels, vit.num_classes)
@@ -228,7 +227,7 @@ def judge(
     dense = macs(vit, None, math.prod(vit.patch_embed.dynamic_feat_size(images.shape[-2:])))
     logits, trace = model(images, return_trace=True) if isinstance(model, AdaptiveViT) else (model(images), None)
     spent = torch.full((len(images),), float(dense), device=images.device) if trace is None else trace.macs
-    return torch.stack([(logits.argmax(1) == labels).float(), spent, spent / dense], 1).cpu().double()
+    return torch.stack([(logits.argmax(1) == labels).float(), spent, spent / dense], 1)
 
 # %% ../nbs/50_train.ipynb #8900485c
 def is_quiet(
@@ -251,7 +250,7 @@ def judge_all(
     bar = tqdm(loader, desc='evaluate', leave=False, disable=is_quiet(progress))
     rows = [gather(judge(model, batch[0].to(device), batch[1].to(device))) for batch in bar]
     if not rows: raise ValueError('the loader has no batch to evaluate: check its data set, batch size and drop_last')
-    right, spent, share = torch.cat(rows).unbind(1)
+    right, spent, share = torch.cat(rows).cpu().double().unbind(1)
     return dict(top1=100 * right.mean().item(), n=len(right), gmacs=spent.mean().item() / 1e9,
                 gmacs_spread=spent.std(correction=0).item() / 1e9, macs_share=share.mean().item())
 
@@ -377,7 +376,7 @@ def check_out(
     except OSError as e: raise ValueError(f'cannot write to out={out} ({e.strerror}): give a folder that can be written') from None
     return Path(out)
 
-
+# %% ../nbs/50_train.ipynb #8d785612
 def opening_batches(
     loader:Iterable,  # batches (images, targets)
     vit:nn.Module,    # the backbone that shall take them
