@@ -8,3 +8,5 @@ from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 from adaptive_tokens.train import evaluate, fit
 
 __version__ = "0.1.0"
+__all__ = ['ASViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'MaskedTokens', 'Method', 'PackedTokens', 'Trace', 'adapt',
+           'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'fit', 'image_loader', 'macs']

@@ -406,7 +406,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(kind, broken, tmp_path, m
         def full(what, path, **kwargs):
             if broken == 'writing': Path(path).write_bytes(b'half a file')
             raise OSError('no space left on device')
-        writer = {'dense': 'timm.models._hub.safetensors.torch.save_file', 'as-vit': 'huggingface_hub.hub_mixin.save_model_as_safetensor'}
+        writer = {'dense': 'timm.models._hub.safetensors.torch.save_file', 'as-vit': 'safetensors.torch.save_model'}
         m.setattr('os.replace' if broken == 'renaming' else writer[kind], full)
         with pytest.raises(OSError, match='no space'): fit(model, loader(), lr=.1, out=tmp_path, **quick)
     assert torch.equal(logits(load(kind, tmp_path/'last')), old) and not torch.equal(logits(model), old)
