@@ -87,6 +87,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'adaptive_tokens.cli.say': ('cli.html#say', 'adaptive_tokens/cli.py'),
                                      'adaptive_tokens.cli.shipped': ('cli.html#shipped', 'adaptive_tokens/cli.py'),
                                      'adaptive_tokens.cli.table_of_levels': ('cli.html#table_of_levels', 'adaptive_tokens/cli.py'),
+                                     'adaptive_tokens.cli.tell': ('cli.html#tell', 'adaptive_tokens/cli.py'),
                                      'adaptive_tokens.cli.train': ('cli.html#train', 'adaptive_tokens/cli.py'),
                                      'adaptive_tokens.cli.unless_empty': ('cli.html#unless_empty', 'adaptive_tokens/cli.py'),
                                      'adaptive_tokens.cli.validation': ('cli.html#validation', 'adaptive_tokens/cli.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'COMMANDS', 'FOLDERS', 'BY_NAME', 'TIMING', 'STYLE',
-           'CHECKPOINTS', 'MEANS', 'LEAD', 'REFUSED', 'check_folder', 'results', 'load', 'make_backbone', 'sample',
-           'find_images', 'classes_in', 'with_fitting_labels', 'from_one', 'from_zero', 'Unset', 'command',
+           'CHECKPOINTS', 'MEANS', 'LEAD', 'REFUSED', 'check_folder', 'results', 'tell', 'load', 'make_backbone',
+           'sample', 'find_images', 'classes_in', 'with_fitting_labels', 'from_one', 'from_zero', 'Unset', 'command',
            'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim', 'adapted', 'bench', 'calibrate',
            'prepared', 'validation', 'unless_empty', 'train', 'as_table', 'as_figure', 'as_page', 'report', 'by_level',
            'table_of_levels', 'pictures', 'shipped', 'demo', 'say', 'main']
@@ -58,6 +58,14 @@ def results(
 ):                # yields a folder to write to, or None
     "What the block writes appears in `out` if the block ends well, else nothing"
     with staged(check_folder(out)) if out else contextlib.nullcontext() as folder: yield folder
+
+# %% ../nbs/80_cli.ipynb #281a81e8
+def tell(
+    text, # of any number of lines
+):
+    "Print; go on in silence if nobody reads any more"
+    try: print(text, flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 # %% ../nbs/80_cli.ipynb #758ac044
 def load(
@@ -321,8 +329,8 @@ FOLDERS, BY_NAME = Unset('a folder or a tar'), Unset('classes in the order of th
          'adaptive-tokens bench --backbone deit_tiny_patch16_224 --pretrained --budget 0.8 0.65 --images photos/',
          many=('model', 'budget'), model=Unset('none'), backbone=Unset('the first dense --model'), pretrained=False,
          method='as-vit', budget=Unset('none, or 0.65 with --backbone'), images='digits', reader=FOLDERS,
-         split='validation', class_map=BY_NAME, n=512, batch_size=16, repeats=10, threads=Unset("torch's choice"), workers=0,
-         out=Unset('only the table is printed'))
+         split='validation', class_map=BY_NAME, n=512, batch_size=16, repeats=10, threads=Unset("torch's choice"),
+         workers=0, out=Unset('only the table is printed'))
 def bench(args):
     "The command `bench`: prints the table, and writes benchmark.json, benchmark.png and index.html if asked"
     with results(args.out) as folder:
@@ -332,9 +340,9 @@ def bench(args):
         models = {name: dense, **models, **adapted(args, dense)}
         images, labels = with_fitting_labels(measured, dense.num_classes)
         table = benchmark(models, images, labels, dense=name, progress=sys.stderr.isatty(), **chosen(args, *TIMING))
-        print(table)
+        tell(table)
         if folder: report(folder, 'Benchmark', f'Measured on {len(images)} images of {args.images}.', table)
-    if args.out: print(f"\nThe same as a page: {Path(args.out)/'index.html'}")
+    if args.out: tell(f"\nThe same as a page: {Path(args.out)/'index.html'}")
 
 
 TIMING = ('batch_size', 'repeats', 'threads', 'device', 'dtype')
@@ -357,7 +365,7 @@ def calibrate(args):
         loader = find_images(args, model.vit, args.images, args.split, args.n)
         spent = aim(model, loader, args, args.budget)
         if folder: model.cpu().save_pretrained(folder)
-    print(f'{model.method.name} spends {spent:.3f} of the dense multiply-adds on {len(loader.dataset)} images'
+    tell(f'{model.method.name} spends {spent:.3f} of the dense multiply-adds on {len(loader.dataset)} images'
           + (f'; saved in {args.out}' if args.out else ''))
 
 # %% ../nbs/80_cli.ipynb #7a1b6c92
@@ -420,7 +428,7 @@ def train(args):
     best = rows[best_epoch(rows, getattr(model, 'budget', None))]
     judged = (f"top-1 {best['top1']:.1f} % at {best['macs_share']:.3f} of the dense multiply-adds" if 'top1' in best
               else 'not validated')
-    print(f"epoch {best['epoch']} of {len(rows)}: {judged}; {out/'best'}")
+    tell(f"epoch {best['epoch']} of {len(rows)}: {judged}; {out/'best'}")
 
 # %% ../nbs/80_cli.ipynb #cee9fa9f
 STYLE = """
@@ -588,13 +596,13 @@ def demo(args):
         stem = models['dense'].patch_embed
         digits = ClutteredDigits('test', args.n, None, stem.img_size[0], stem.patch_size[0], args.seed)
         table = benchmark(models, digits, progress=sys.stderr.isatty(), **chosen(args, *TIMING))
-        print(table)
+        tell(table)
         for name, model in list(models.items())[1:]:
             cells, tokens, level = by_level(model.to(resolve_device(args.device)), digits, 64)
             tables.append((f'{name}: what an image gets, by difficulty', cells, MEANS))
             figures += pictures(name, model, digits, tokens, level)
         report(folder, 'Compute where an image needs it', LEAD, table, tables, figures)
-    print(f"\nTable and pictures: open {Path(args.out)/'index.html'} in a browser")
+    tell(f"\nTable and pictures: open {Path(args.out)/'index.html'} in a browser")
 
 
 MEANS = 'Accuracy and shares: all images of the row together. GMACs and patches: means over images.'

@@ -166,6 +166,15 @@ def test_table_for_a_terminal_that_knows_ascii_only(dense):
     assert done.returncode == 0 and b' ? ' in done.stdout and done.stderr == b''
 
 
+def test_results_are_kept_when_nobody_reads_the_table(dense, out):
+    words = [sys.executable, '-u', '-m', 'adaptive_tokens', 'bench', '--model', dense, *FEW, '--out', str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(300) == 0 and err == b'' and {f.name for f in out.iterdir()} == PAGE
+
+
 # --- commands
 
 def test_bench_of_checkpoints(run, dense, adaptive, out):
