@@ -588,7 +588,7 @@ def shipped(
 @command('Show what the shipped models do: benchmark them on embedded test images (a minute or two on a laptop).\n'
          'Prints the table and writes a page with table and pictures, the pictures, and the numbers as json.',
          'adaptive-tokens demo', 'adaptive-tokens demo --n 3000 --repeats 10 --out /tmp/demo',
-         n=900, batch_size=16, repeats=5, threads=1, out='demo')
+         n=900, batch_size=16, repeats=5, threads=Unset("torch's choice"), out='demo')
 def demo(args):
     "The command `demo`: writes benchmark.json, pictures and index.html"
     with results(args.out) as folder:

@@ -16,8 +16,8 @@ from pathlib import Path
 import timm
 import torch
 
-# %% ../nbs/05_devices.ipynb #1c7b884a
-from .model import nearest
+# %% ../nbs/05_devices.ipynb #c7ab25f3
+from .data import nearest
 
 # %% ../nbs/05_devices.ipynb #bdf3ebd6
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
@@ -65,7 +65,8 @@ def cpu_name(
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return next(iter(named), '') or _say('sysctl', '-n', 'machdep.cpu.brand_string') or platform.processor() or platform.machine()
+    by_system = next(iter(named), '') or _say('sysctl', '-n', 'machdep.cpu.brand_string')
+    return by_system or platform.processor() or platform.machine()
 
 # %% ../nbs/05_devices.ipynb #b523e26e
 def commit(

@@ -36,6 +36,7 @@ class Method(nn.Module):
     name = None
     distill_weight = 0.  # of the divergence from the dense model's logits
     lr_scale = 1.        # learning rate of the method's own parameters, per rate of the weights
+    exact = ()           # names of own tensors that stay float32 when the model changes its precision
 
     def __init__(self,
         vit:nn.Module,     # the backbone it will steer; only its shape is read
@@ -51,6 +52,15 @@ class Method(nn.Module):
     def start(self, vit, batches): pass  # called by the trainer first: set from data what should not start blind
     def after_backward(self, trace, vit): pass  # called by the trainer between backward and step
     def calibrate(self, vit, batches, budget): raise NotImplementedError(f'{self.name} has no knob to calibrate')
+    def _apply(self, fn, recurse=True): return _move(self, super()._apply, fn, recurse)
+
+# %% ../nbs/04_model.ipynb #fb2c0fdd
+def _move(method, apply, fn, recurse):
+    "nn.Module._apply, but tensors named in `exact` change their device only"
+    held = {name: getattr(method, name).detach().clone() for name in method.exact}
+    apply(fn, recurse)
+    for name, value in held.items(): getattr(method, name).data = value.to(getattr(method, name).device)
+    return method
 
 # %% ../nbs/04_model.ipynb #5f11a826
 def check_budget(
@@ -77,7 +87,7 @@ def register(
 class Trace:
     "What an adaptive model did with each image of a batch; row l is block l, counted from 0"
     active: Tensor     # [B, L, N] bool, token took part in block l (prefix tokens included)
-    score: Tensor      # [B, L, N] float, the method's score after block l, nan where it gave none
+    score: Tensor      # [B, L, N] float, the method's score after block l, nan where it gave none; carries gradients in training
     heads: Tensor      # [B, L, H] bool, head ran
     sublayers: Tensor  # [B, L, 2] bool, attention and MLP ran
     macs: Tensor       # [B] multiply-adds of each image, everything counted; carries gradients in training
@@ -86,6 +96,8 @@ class Trace:
     def depth(self): return self.active.sum(1)  # [B, N] blocks each token took part in
     @cached_property
     def counts(self): return self.active.sum(2)  # [B, L] tokens that entered each block
+    @cached_property
+    def cumulative(self): return torch.where(self.active, self.score.nan_to_num().cumsum(1), float('nan'))  # [B, L, N] summed score
 
     def __repr__(self):
         B, L, N = self.active.shape
@@ -104,7 +116,7 @@ class Recorder:
         self.active.append(t.active)
         self.counts.append(t.counts())
         nan = torch.full(t.active.shape, float('nan'), device=t.x.device)
-        self.score.append(nan if score is None else t.scatter(score.detach().float(), float('nan')))
+        self.score.append(nan if score is None else t.scatter(score.float(), float('nan')))
 
     def trace(self, vit, method, patches):
         active, counts = torch.stack(self.active, 1), torch.stack(self.counts, 1)  # [B, L, N], [B, L]

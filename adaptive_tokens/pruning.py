@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['token_score', 'scored_block', 'decide', 'default_places', 'budget_loss', 'ASViT', 'check_places', 'share_threshold',
-           'even_share', 'revive']
+           'common_share', 'revive', 'rank_stages']
 
 # %% ../nbs/30_pruning.ipynb #293a155f
 import warnings
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 # %% ../nbs/30_pruning.ipynb #8f8c59e0
 from .blocks import attention_dropout, embed, feed_forward, project, queries_keys_values, run_block
 from .cost import class_row_macs, macs
-from .model import Method, no_record, register
+from .model import Method, adapt, calibrate, no_record, register
 from .tokens import PackedTokens, Tokens
 
 # %% ../nbs/30_pruning.ipynb #98e6f682
@@ -74,7 +75,7 @@ def budget_loss(
 @register
 class ASViT(Method):
     "AS-ViT (Liu et al. 2022): drop patches whose head-weighted class attention is below a learned threshold"
-    name, distill_weight = 'as-vit', .5  # lambda_2 of eq. 13
+    name, distill_weight, exact = 'as-vit', .5, ('theta',)  # lambda_2 of eq. 13
     lr_scale = .04  # scores are about 1/N: at the weights' own rate a few steps move a threshold by its own size
 
     def __init__(self,
@@ -85,10 +86,11 @@ class ASViT(Method):
         theta:tuple|None=None,  # thresholds to start from, one per place; None: set from data by calibrate or fit
         budget_weight:float=9.2, # lambda_1, per dense cost
         patience:int=20,        # steps with exactly zero gradient before a threshold counts as dead
+        ramp:float=1.,          # calibrated stage s keeps q**ramp**(s-1) of its patches
     ):
         super().__init__(vit, budget)
-        self.places = check_places(vit, places)
-        self.T, self.budget_weight, self.patience = T, budget_weight, patience
+        self.places = check_places(vit, places, ramp)
+        self.T, self.budget_weight, self.patience, self.ramp = T, budget_weight, patience, ramp
         if theta is not None and len(theta) != len(self.places):
             raise ValueError(f'{len(theta)} thresholds for {len(self.places)} places {self.places}: give one per place')
         self.theta = nn.Parameter(torch.tensor(theta or [-1.] * len(self.places), dtype=torch.float32))
@@ -105,17 +107,17 @@ class ASViT(Method):
             if l in stages: t = t.keep(decide(S, stages[l], self.T, t.is_prefix))
         return t
 
-    def options(self): return dict(places=list(self.places), T=self.T, budget_weight=self.budget_weight, patience=self.patience)
+    def options(self): return {'places': list(self.places), **{k: getattr(self, k) for k in ('T', 'budget_weight', 'patience', 'ramp')}}
     def macs(self, vit, counts, patches): return _spent(self, vit, counts, patches)
     def penalties(self, trace, vit): return _penalties(self, trace, vit)
     def calibrate(self, vit, batches, budget): return _calibrate(self, vit, batches, budget)
     def start(self, vit, batches): return _start(self, vit, batches)
     def after_backward(self, trace, vit): return revive(self, trace, vit)
-    def _apply(self, fn, recurse=True): return _keep_float32(self, super()._apply, fn, recurse)
 
-# %% ../nbs/30_pruning.ipynb #c9bdf88d
-def check_places(vit, places):
-    "Places as a sorted tuple; raises ValueError where tokens cannot be scored or dropped"
+# %% ../nbs/30_pruning.ipynb #80009124
+def check_places(vit, places, ramp=1.):
+    "Places as a sorted tuple; raises ValueError where tokens cannot be scored or dropped, and for a ramp below 0"
+    if ramp < 0: raise ValueError(f'ramp is {ramp}; it must be 0 or more: 1 for equal shares, above 1 for gentle first stages')
     L = len(vit.blocks)
     if not vit.has_class_token: raise ValueError('AS-ViT scores patches by what the class token attends to, and this '
                                                  'backbone has none: take one with class_token=True')
@@ -133,14 +135,6 @@ def _spent(method, vit, counts, patches):
 def _penalties(method, trace, vit):
     patches = trace.active.shape[2] - vit.num_prefix_tokens
     return {'budget': method.budget_weight * budget_loss(trace.macs, macs(vit, None, patches), method.budget)}
-
-# %% ../nbs/30_pruning.ipynb #f3a6de66
-def _keep_float32(method, apply, fn, recurse):
-    "Move thresholds between devices with the module, but leave their precision alone"
-    exact = method.theta.detach().clone()
-    apply(fn, recurse)
-    method.theta.data = exact.to(method.theta.device)
-    return method
 
 # %% ../nbs/30_pruning.ipynb #cc6236cf
 def share_threshold(
@@ -161,11 +155,11 @@ def _to_stage(blocks, t, start, stop):
 
 
 def _draw_lines(method, vit, level, q):
-    "Thresholds that keep the share q at every stage, and the mean cost that results; level: tables after stage 1"
+    "Thresholds for one q, and the mean cost that results; level: tables after the first stage's block"
     theta, counts, ends = [], [], (*method.places, len(vit.blocks))
     first = torch.cat([torch.full((t.B,), float(t.N), device=t.x.device) for t, _ in level])
-    for start, stop in zip(ends, ends[1:]):
-        theta.append(share_threshold(torch.cat([S[~t.is_prefix] for t, S in level]), q))
+    for s, (start, stop) in enumerate(zip(ends, ends[1:])):
+        theta.append(share_threshold(torch.cat([S[~t.is_prefix] for t, S in level]), q**method.ramp**s))
         tables = [t.keep((S > theta[-1]) | t.is_prefix) for t, S in level]
         counts.append(torch.cat([t.counts() for t in tables])[:, None].expand(-1, stop - start))
         if stop < ends[-1]: level = [_to_stage(vit.blocks, t, start, stop) for t in tables]
@@ -201,18 +195,19 @@ def _start(method, vit, batches):
     if (method.theta < 0).all():
         with torch.no_grad(): _calibrate(method, vit, batches, method.budget)
 
-# %% ../nbs/30_pruning.ipynb #4de9011e
-def even_share(
+# %% ../nbs/30_pruning.ipynb #d38aff38
+def common_share(
     vit:nn.Module, # the backbone
     places:tuple,  # blocks after which tokens are dropped
     budget:float,  # share of the dense multiply-adds
-) -> float:        # share q of the patches that each stage keeps
-    "The share that, kept at every stage by every image, meets the budget: bisection on the cost function"
+    ramp:float=1., # stage s keeps q**ramp**(s-1) of what stage s-1 left
+) -> float:        # q
+    "The q that meets the budget if all images keep the same number: bisection on the cost function"
     N, low, high = vit.patch_embed.num_patches, 0., 1.
+    power = torch.tensor([sum(ramp**s for s, p in enumerate(places) if l > p) for l in range(1, len(vit.blocks) + 1)])
     for _ in range(20):
         q = (low + high) / 2
-        stage = torch.tensor([sum(l > p for p in places) for l in range(1, len(vit.blocks) + 1)])
-        spent = macs(vit, N * q**stage + vit.num_prefix_tokens).item()
+        spent = macs(vit, N * q**power + vit.num_prefix_tokens).item()
         low, high = (q, high) if spent <= budget * macs(vit) else (low, q)
     return low
 
@@ -227,10 +222,29 @@ def revive(
     for s, (p, g) in enumerate(zip(method.places, method.theta.grad.tolist())):
         method.silent[s] = 0 if g else method.silent[s] + 1
         if method.silent[s] < method.patience: continue
-        S = trace.score[:, p - 1, vit.num_prefix_tokens:]
+        S = trace.score[:, p - 1, vit.num_prefix_tokens:].detach()
         S = S[~S.isnan()]
         if not len(S): continue  # an earlier stage let nothing through: wait until it does
-        theta = share_threshold(S, even_share(vit, method.places, method.budget))
+        theta = share_threshold(S, common_share(vit, method.places, method.budget, method.ramp)**method.ramp**s)
         warnings.warn(f'threshold after block {p} has had exactly zero gradient for {method.patience} steps: no score came '
                       f'near {method.theta[s].item():.4g}. Reset to {theta.item():.4g}', stacklevel=2)
         method.theta.data[s], method.silent[s] = theta, 0
+
+# %% ../nbs/30_pruning.ipynb #80599b9a
+@torch.no_grad()
+def rank_stages(
+    vit:nn.Module, # the backbone, in evaluation mode
+    batches:list,  # image batches [B, C, height, width]
+    candidates:Iterable[dict], # options of ASViT to try: places, ramp
+    budget:float=.65, # share of the dense multiply-adds
+) -> list[tuple]:  # (mean divergence from the dense answers in nats, options), best first
+    "Which stages hurt least before any training; candidates that cannot meet the budget are left out"
+    dense, ranking = [vit(b).float().log_softmax(-1) for b in batches], []
+    for options in candidates:
+        model = adapt(vit, 'as-vit', **options).eval()
+        try: calibrate(model, batches, budget)
+        except ValueError: continue
+        answers = [model(b).float().log_softmax(-1) for b in batches]
+        kl = [F.kl_div(a, d, reduction='none', log_target=True).sum(-1) for a, d in zip(answers, dense)]
+        ranking.append((torch.cat(kl).mean().item(), options))
+    return sorted(ranking, key=lambda row: row[0])

@@ -164,6 +164,10 @@ class MaskedTokens(Tokens):
     def select(self, on): return self.keep(on)
     def prefix(self): return self.x[:, :self.P]
     def scatter(self, values, fill): return values.masked_fill(~self.active, fill)
+    def follow(self, values): return values
+    def any_first(self, on, R): return (on & self.active)[:, :R].any(1, keepdim=True).expand_as(on)
+    def deposit(self, out, w):
+        return out + (w * self.active)[:, :out.shape[1], None] * self.x[:, :out.shape[1]]
     def counts(self):
         return torch.full((self.B,), float(self.N), device=self.x.device) if self.mask is None else self.mask.float().sum(1)
 
@@ -199,6 +203,7 @@ class RaggedRows(Tokens):
     def counts(self): return self.offsets.diff().float()
     def put(self, lent): return self.replace(x=lent.x if lent.rows is None else self.x.index_copy(0, lent.rows, lent.x))
     def select(self, on): return self.keep(on)
+    def follow(self, values): return values if self.rows is None else values[self.rows]
 
     def keep(self, on):
         "The rows where `on` [T] holds; reads the counts back once and copies nothing when all stay"
@@ -232,6 +237,16 @@ class PackedTokens(RaggedRows):
         gone = [i for i, n in enumerate(self.lengths) if n < self.P]
         if gone: raise ValueError(f'images {gone} have left the table: they have no prefix tokens to read')
         return self.x[self.offsets[:-1, None] + torch.arange(self.P, device=self.x.device)]
+
+    def any_first(self, on, R):
+        return torch.zeros(self.B, device=self.x.device).index_add(0, self.image, (on & (self.index < R)).float())[self.image] > 0
+
+    def deposit(self, out, w):
+        if not len(self.x): return out
+        images, R = torch.arange(self.B, device=self.x.device)[:, None], out.shape[1]
+        rows = (self.offsets[:-1, None] + torch.arange(R, device=self.x.device)).clamp(max=len(self.x) - 1)  # [B, R]
+        there = (self.image[rows] == images) & (self.index[rows] < R)
+        return out.index_put((images, self.index[rows].clamp(max=R - 1)), (w[rows] * there)[..., None] * self.x[rows], True)
 
     def patch_mean(self):
         w = (~self.is_prefix).to(self.x.dtype)[:, None]

@@ -83,8 +83,9 @@ def check_targets(
         raise ValueError(f'targets are {targets.dtype} {list(targets.shape)}; give class numbers [B], or soft targets '
                          f'[B, {classes}] for a head of {classes} classes')
     wrong = targets[(targets < 0) | (targets >= classes)]
-    if len(wrong): raise ValueError(f'label {wrong[0].item()} does not fit a head of {classes} classes (0 to {classes - 1}): '
-                                    'check the class map, or create the model with num_classes=...')
+    if len(wrong):
+        raise ValueError(f'label {wrong[0].item()} does not fit a head of {classes} classes (0 to {classes - 1}): '
+                         'check the class map, or create the model with num_classes=...')
 
 
 def smoothed(
@@ -102,7 +103,7 @@ def parameter_groups(
     model:nn.Module,    # AdaptiveViT or timm ViT
     weight_decay:float, # of the matrices
 ) -> list[dict]:        # groups for an optimiser
-    "Without decay what is one-dimensional or on the backbone's own list, with decay the rest, and a method at its own pace"
+    "No decay for what is one-dimensional or on the backbone's own list, decay for the rest, a method at its own pace"
     vit, method = getattr(model, 'vit', model), getattr(model, 'method', None)
     groups = param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=vit.no_weight_decay())
     own = [p for p in method.parameters() if p.requires_grad] if method else []
@@ -179,13 +180,14 @@ def save_dense(
     vit:nn.Module,          # a timm VisionTransformer
     folder:str|os.PathLike, # folder to write; made if missing
 ):
-    "Write config.json and model.safetensors as timm does; `timm.create_model('local-dir:FOLDER', pretrained=True)` reads them"
+    "Write config.json and model.safetensors as timm does: `timm.create_model('local-dir:FOLDER', pretrained=True)`"
     check_backbone(vit)
     args = {k: v for k, v in describe(vit).items() if k != 'model_name'}
     with torch.device('meta'): rebuilt = timm.create_model(**describe(vit)).state_dict()
     odd = [n for n, w in vit.state_dict().items() if n not in rebuilt or rebuilt[n].shape != w.shape]
     if odd or len(rebuilt) != len(vit.state_dict()):
-        raise ValueError(f'timm.create_model(**{describe(vit)}) does not rebuild this model: {(odd or ["a part"])[0]} differs')
+        raise ValueError(f'timm.create_model(**{describe(vit)}) does not rebuild this model: '
+                         f'{(odd or ["a part"])[0]} differs')
     with staged(folder) as staging: save_for_hf(vit, staging, model_args=args, safe_serialization=True)
 
 # %% ../nbs/50_train.ipynb #a0e472eb
@@ -201,9 +203,10 @@ def load_dense(
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
         raise ValueError(f'{config} does not describe a timm model ({e!r}): save_dense writes one that does') from None
     try: vit.load_state_dict(load_file(weights))
-    except SafetensorError as e: raise ValueError(f'{weights} is damaged or cut off ({e}): copy or train it again') from None
+    except SafetensorError as e:
+        raise ValueError(f'{weights} is damaged or cut off ({e}): copy or train it again') from None
     except RuntimeError as e:
-        raise ValueError(f'{weights} holds weights of another architecture than {config} says: {str(e)[:300]}') from None
+        raise ValueError(f'{weights} holds another architecture than {config} says: {str(e)[:300]}') from None
     return vit.eval()
 
 
@@ -298,8 +301,9 @@ def check_finite(
 ):
     "Raise ValueError naming step and term if one is NaN or infinite"
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad: raise ValueError(f'{bad[-1]} is {values[bad[-1]]} in step {run.steps + 1} (learning rate {run.lr:.3g}): lower lr, '
-                             'lengthen warmup or lower clip. Training has stopped; nothing of this step was saved')
+    if bad:
+        raise ValueError(f'{bad[-1]} is {values[bad[-1]]} in step {run.steps + 1} (learning rate {run.lr:.3g}): lower lr, '
+                         'lengthen warmup or lower clip. Training has stopped; nothing of this step was saved')
 
 
 def predictions(
@@ -335,8 +339,8 @@ def train_step(
     run.optimizer.zero_grad()
     run.steps += 1
     run.scheduler.step_update(run.steps)
-    hard = targets if targets.ndim == 1 else targets.argmax(1)
-    return values | dict(train_top1=accuracy(logits.detach(), hard)[0].item(), train_macs_share=share_of(run.vit, trace))
+    top1 = accuracy(logits.detach(), targets if targets.ndim == 1 else targets.argmax(1))[0].item()
+    return values | dict(train_top1=top1, train_macs_share=share_of(run.vit, trace))
 
 
 def share_of(
@@ -373,7 +377,8 @@ def check_out(
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out): pass
-    except OSError as e: raise ValueError(f'cannot write to out={out} ({e.strerror}): give a folder that can be written') from None
+    except OSError as e:
+        raise ValueError(f'cannot write to out={out} ({e.strerror}): give a folder that can be written') from None
     return Path(out)
 
 # %% ../nbs/50_train.ipynb #8d785612
@@ -443,7 +448,8 @@ def start_run(
     "Start values from data, seeds, then optimiser, schedule and everything that Accelerate prepares"
     model.to(accelerator.device)
     if isinstance(model, AdaptiveViT):
-        with torch.no_grad(): model.eval().method.start(model.vit, [images.to(accelerator.device) for images, _ in opening])
+        first = [images.to(accelerator.device) for images, _ in opening]
+        with torch.no_grad(): model.eval().method.start(model.vit, first)
     random_seed(seed, accelerator.process_index)
     orders = (getattr(loader, 'generator', None) for loader in loaders)
     for order in filter(None, orders): order.manual_seed(seed)
@@ -500,7 +506,7 @@ def fit(
     seed:int=0,             # of everything random in the run
     progress:bool=True,     # show a bar with running accuracy and mean multiply-adds
 ) -> list[dict]:            # the log, a dict per epoch
-    "Train a model; raises ValueError before the first step for what cannot work, and at the step where a loss is not finite"
+    "Train a model; ValueError before the first step for what cannot work, and at a step whose loss is not finite"
     recipe = Recipe(epochs, lr, weight_decay, warmup, opt, clip, label_smoothing)
     vit = getattr(model, 'vit', model)
     check_backbone(vit)
@@ -515,7 +521,8 @@ def fit(
     try:
         while len(run.rows) < epochs:
             row = dict(epoch=len(run.rows) + 1, **train_epoch(run))
-            if val_loader is not None: row |= judge_all(model, run.val, accelerator.device, False, accelerator.gather_for_metrics)
+            if val_loader is not None:
+                row |= judge_all(model, run.val, accelerator.device, False, accelerator.gather_for_metrics)
             run.rows.append(row)
             keep(run, out)
     finally: release(run)

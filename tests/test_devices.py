@@ -24,7 +24,8 @@ def test_auto_takes_the_fastest_kind_that_is_there(monkeypatch, only_cpu):
 
 @pytest.mark.parametrize('name', ['cuda', 'mps'])
 def test_an_absent_device_is_named_with_what_is_there(only_cpu, name):
-    with pytest.raises(ValueError, match=f"device '{name}' is not available on this machine; here: cpu"): resolve_device(name)
+    with pytest.raises(ValueError, match=f"device '{name}' is not available on this machine; here: cpu"):
+        resolve_device(name)
 
 
 def test_an_unknown_name_gets_the_nearest():
@@ -54,7 +55,8 @@ def test_commit_of_a_checkout_and_of_none(tmp_path):
     assert commit(tmp_path) is None
     def git(*words):
         who = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false']
-        return subprocess.run(['git', '-C', tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(['git', '-C', tmp_path, *who, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
     git('init', '-q')
     assert commit(tmp_path) is None
     (tmp_path/'file').write_text('one')

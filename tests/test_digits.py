@@ -37,7 +37,8 @@ def test_checkpoints_are_small():
 
 def test_adaptive_keeps_the_dense_accuracy_within_budget(seen):
     assert seen['right'].float().mean() > .9
-    assert (seen['pruned'].float() - seen['right'].float()).mean() > -.02  # 1.3 points below dense on 10,000 images, see benchmarks
+    difference = seen['pruned'].float() - seen['right'].float()  # paired: only images on which the models disagree count
+    assert difference.mean() > -.005 - 2 * difference.std() / len(difference)**.5
     assert abs(seen['share'].mean() / .65 - 1) < .03
 
 
@@ -59,3 +60,14 @@ def test_stored_results_are_about_what_is_shipped(seen):
     assert abs(stored['as-vit']['top1'] / 100 - seen['pruned'].float().mean()) < .02
     theta = at.AdaptiveViT.from_pretrained(SHIPPED/'as-vit').method.theta
     assert theta.tolist() == pytest.approx(stored['as-vit']['theta'], rel=1e-6)
+
+
+def test_stored_results_hold_the_budget_and_the_accuracy_over_seeds():
+    results = json.loads(STORED.read_text())['results']
+    assert len({row['seed'] for row in results}) >= 3
+    assert sum(row['as-vit']['top1'] - row['dense']['top1'] for row in results) / len(results) >= -.5
+    for row in results:
+        assert abs(row['as-vit']['macs_share'] / .65 - 1) < .02
+        assert row['as-vit']['evidence_kept'] >= 2 * row['as-vit']['kept_by_chance']
+        blocks = row['as-vit']['blocks_per_patch']
+        assert blocks['easy'] < blocks['hard']

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 import adaptive_tokens as at
 from adaptive_tokens.cost import macs
 from adaptive_tokens.model import losses
-from adaptive_tokens.pruning import budget_loss, decide, default_places, even_share, share_threshold, token_score
+from adaptive_tokens.pruning import (budget_loss, decide, default_places, common_share, rank_stages, share_threshold,
+                                     token_score)
 
 
 def build(seed=0, images=6, **kw):
@@ -163,10 +164,10 @@ def test_share_threshold_keeps_the_share(q, M):
     assert (S > share_threshold(S, q)).sum() == round(q * M)
 
 
-def test_even_share_meets_the_budget():
+def test_common_share_meets_the_budget():
     vit, _ = build()
     for budget in (.5, .65, .8):
-        q = even_share(vit, (4, 7, 10), budget)
+        q = common_share(vit, (4, 7, 10), budget)
         counts = 64 * q**torch.tensor([0]*4 + [1]*3 + [2]*3 + [3]*2) + 1
         assert macs(vit, counts).item() / macs(vit) == pytest.approx(budget, rel=1e-3)
 
@@ -231,3 +232,31 @@ def test_packed_equals_masked_on_cuda(dtype):
     # In bf16 two kernels round differently and a score on the line may fall to either side; images with the same decisions must agree.
     assert same.float().mean() > (.999 if dtype == torch.float32 else .5)
     torch.testing.assert_close(a[same], b[same], atol=1e-5 if dtype == torch.float32 else 5e-2, rtol=0 if dtype == torch.float32 else 5e-2)
+
+
+def test_stages_are_ranked_by_divergence_from_the_dense_answers():
+    vit, images = build()
+    candidates = [dict(places=(2, 3)), dict(places=(8, 10)), dict(places=(4,)), dict(places=(2, 3), ramp=2.)]
+    ranking = rank_stages(vit, list(images.split(4)), [*candidates, dict(places=(10, 11))], .5)  # the last is out of reach
+    assert all(options in candidates for _, options in ranking) and dict(places=(4,)) in [o for _, o in ranking]
+    assert [kl for kl, _ in ranking] == sorted(kl for kl, _ in ranking)
+    model = at.adapt(vit, 'as-vit', places=(4,))
+    at.calibrate(model, images.split(4), .5)
+    with torch.no_grad(): a, d = model(images).log_softmax(-1), vit(images).log_softmax(-1)
+    own = next(kl for kl, options in ranking if options['places'] == (4,))
+    assert own == pytest.approx((d.exp() * (d - a)).sum(1).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize('ramp', [.5, 2.])
+def test_a_ramp_spends_the_budget_early_or_late(ramp):
+    vit, images = build()
+    model, plain = (at.adapt(vit, 'as-vit', ramp=r) for r in (ramp, 1.))
+    counts = []
+    for m in (model, plain):
+        at.calibrate(m, [images], .6)
+        with torch.no_grad(): trace = m(images, return_trace=True)[1]
+        assert trace.macs.mean().item() / macs(vit) == pytest.approx(.6, rel=.01)
+        counts.append(trace.counts.sum(0))
+    first = counts[0][4] - counts[1][4]
+    assert first > 0 if ramp > 1 else first < 0
+    with pytest.raises(ValueError, match='ramp is -1'): at.adapt(vit, 'as-vit', ramp=-1)

@@ -3,11 +3,13 @@
     python tools/train_checkpoints.py --seeds 0 1 2
 
 Writes adaptive_tokens/checkpoints/ (from the first seed, in half precision) and benchmarks/digits.json (all seeds).
+A model that an earlier run has left in --out is not trained again, so seeds may be trained side by side first.
 """
 import argparse
 import copy
 import json
 import os
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ import torch
 import adaptive_tokens as at
 from adaptive_tokens.data import LEVELS, ClutteredDigits, digits_loader, digits_vit
 from adaptive_tokens.devices import hardware
+from adaptive_tokens.pruning import rank_stages
 from adaptive_tokens.train import evaluate, fit, load_dense, save_dense
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,9 +33,18 @@ def dense_run(seed, folder, args):
     return vit.eval()
 
 
+def choose_stages(dense, budget, n=512):
+    "The pair of stages after which the untrained model stays closest to the dense one, on training scenes of another seed"
+    images = [x for x, _ in digits_loader('train', 128, size=n, image_seed=1, shuffle=False)]
+    pairs = [dict(places=p, ramp=r) for p in combinations(range(2, 9), 2) for r in (1., 2.5)]
+    return rank_stages(dense, images, pairs, budget)[0][1]
+
+
 def tuned_run(dense, budget, seed, folder, args):
     "Fine-tune a copy of a dense model as AS-ViT, taught by the dense model; at budget 1 that is the dense control"
-    model = at.adapt(copy.deepcopy(dense), 'as-vit', budget=budget)
+    if (folder/'last').is_dir(): return at.AdaptiveViT.from_pretrained(folder/'last')
+    stages = choose_stages(dense, budget) if budget < 1 else {}
+    model = at.adapt(copy.deepcopy(dense), 'as-vit', budget=budget, budget_weight=args.budget_weight, **stages)
     loader = digits_loader('train', 128, seed=100 + seed, size=args.tune_size)
     fit(model, loader, epochs=1, lr=args.tune_lr, teacher=dense, out=folder, seed=seed)
     return model.eval()
@@ -62,7 +74,7 @@ def one_seed(seed, args, folder):
     if args.control: rows['dense, tuned as long'] = tuned_run(dense, 1., seed, folder/f'control-{seed}', args)
     test = digits_loader('test', 250)
     row = {name: evaluate(model, test, progress=True) for name, model in rows.items()}
-    row['as-vit'] |= on_evidence(adaptive) | dict(theta=adaptive.method.theta.tolist())
+    row['as-vit'] |= on_evidence(adaptive) | adaptive.method.options() | dict(theta=adaptive.method.theta.tolist())
     return dense, adaptive, dict(seed=seed, **row)
 
 
@@ -78,8 +90,9 @@ def main():
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--size', type=int, default=60_000, help='training images of an epoch')
     p.add_argument('--epochs', type=int, default=3, help='epochs of the dense model')
-    p.add_argument('--tune-size', type=int, default=40_000, help='training images of the fine-tuning epoch')
-    p.add_argument('--tune-lr', type=float, default=1e-4)
+    p.add_argument('--tune-size', type=int, default=80_000, help='training images of the fine-tuning epoch')
+    p.add_argument('--tune-lr', type=float, default=3e-4)
+    p.add_argument('--budget-weight', type=float, default=1., help='of the budget loss while fine-tuning')
     p.add_argument('--budget', type=float, default=.65)
     p.add_argument('--control', action='store_true', help='also tune the dense model as long as AS-ViT')
     p.add_argument('--out', type=Path, default=ROOT/'runs'/'digits', help='folder of logs and full checkpoints')

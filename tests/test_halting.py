@@ -1,0 +1,207 @@
+"A-ViT: halting distribution, ponder and prior loss, both tables, calibration, what is refused."
+import pytest
+import timm
+import torch
+from hypothesis import given, settings, strategies as st
+
+import adaptive_tokens as at
+from adaptive_tokens.blocks import embed
+from adaptive_tokens.cost import macs
+from adaptive_tokens.halting import (budget_depth, depth_prior, halting_distribution, halting_score, ponder_loss,
+                                     prior_loss)
+from adaptive_tokens.model import Recorder, losses
+from adaptive_tokens.tokens import PackedTokens
+
+FAMILIES = [dict(), dict(reg_tokens=3), dict(qk_norm=True), dict(init_values=1e-1),
+            dict(model_name='deit_tiny_distilled_patch16_224')]
+
+
+def build(images=8, **kw):
+    torch.manual_seed(0)
+    vit = timm.create_model(**{'model_name': 'vit_tiny_patch16_224', 'img_size': 64, 'patch_size': 8, 'embed_dim': 48,
+                               'depth': 8, 'num_heads': 3, 'num_classes': 7, **kw}).eval()
+    with torch.no_grad():
+        for p in vit.parameters(): p.mul_(1.5)  # at initialisation the channels of all tokens are nearly alike
+    return vit, torch.randn(images, 3, 64, 64)
+
+
+def act(h, eps=.01):
+    "Graves's loop for one token: p, and the number of steps."
+    c, p = 0., [0.] * len(h)
+    for l, h_l in enumerate(h):
+        if l == len(h) - 1 or c + h_l >= 1 - eps:
+            p[l] = 1 - c
+            return p, l + 1
+        p[l], c = h_l, c + h_l
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.integers(0, 999), st.floats(0, 1))
+def test_halting_distribution_is_the_loop_of_act(L, seed, size):
+    torch.manual_seed(seed)
+    h = (torch.rand(2, L, 3) * size).double()
+    loops = [[act(h[b, :, k].tolist()) for k in range(3)] for b in range(2)]
+    N_k = torch.tensor([[n for _, n in row] for row in loops])
+    p, r = halting_distribution(torch.arange(L)[:, None] < N_k[:, None], h)
+    torch.testing.assert_close(p, torch.tensor([[q for q, _ in row] for row in loops]).double().mT)
+    torch.testing.assert_close(p.sum(1), torch.ones(2, 3).double(), atol=1e-6, rtol=0)
+    assert (p >= 0).all() and (N_k >= 1).all() and (N_k <= L).all()
+    torch.testing.assert_close(ponder_loss(N_k, r), (N_k + r).mean())
+
+
+def test_ponder_gradient_is_minus_one_over_K_before_halting_and_nothing_after():
+    h = torch.full((1, 6, 4), .3, requires_grad=True)
+    depth = torch.tensor([4, 4, 1, 6])
+    _, r = halting_distribution((torch.arange(6)[:, None] < depth)[None], h)
+    ponder_loss(depth, r).backward()
+    assert torch.equal(h.grad[0], torch.where(torch.arange(6)[:, None] < depth - 1, -.25, 0.))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 24), st.floats(-2, 30), st.floats(.1, 5))
+def test_prior_sums_to_one_and_is_matched_by_itself_alone(L, centre, sigma):
+    prior = depth_prior(L, centre, sigma)
+    torch.testing.assert_close(prior.sum(), torch.tensor(1.), atol=1e-6, rtol=0)
+    assert prior_loss(prior.view(1, L, 1), prior).abs() < 1e-5
+    if L > 1: assert prior_loss(torch.full((1, L, 1), 1 / L), depth_prior(L, 1., .5)) > .01
+
+
+def test_prior_loss_is_finite_for_one_image_and_blind_to_the_order_of_images():
+    torch.manual_seed(0)
+    p = torch.rand(5, 8, 9).softmax(1)
+    prior = depth_prior(8, 4.)
+    assert torch.isfinite(prior_loss(p[:1], prior)) and prior_loss(p[:1], prior) >= 0
+    torch.testing.assert_close(prior_loss(p.flip(0), prior), prior_loss(p, prior))
+    sure = torch.zeros(1, 8, 1).index_fill(1, torch.tensor([3]), 1.).requires_grad_()
+    prior_loss(sure, prior).backward()
+    assert torch.isfinite(sure.grad).all()
+
+
+@pytest.mark.parametrize('kw', FAMILIES, ids=str)
+def test_without_halting_it_is_the_timm_model(kw):
+    vit, images = build(**kw)
+    for model in (at.adapt(vit, 'a-vit', budget=1.), at.adapt(vit, 'a-vit', budget=.5)):  # beta is unset: nobody halts
+        for model.execution in ('packed', 'masked'):
+            with torch.no_grad(): torch.testing.assert_close(model(images), vit(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('kw', FAMILIES, ids=str)
+@pytest.mark.parametrize('budget', [.3, .6, .9])
+def test_packed_equals_masked_and_an_image_is_the_same_in_any_company(kw, budget):
+    vit, images = build(**kw)
+    model, out = at.adapt(vit, 'a-vit'), {}
+    spent = at.calibrate(model, images.split(4), budget)
+    for model.execution in ('packed', 'masked'):
+        with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
+    trace = out['packed'][1]
+    assert torch.equal(trace.active, out['masked'][1].active)
+    torch.testing.assert_close(out['packed'][0], out['masked'][0], atol=1e-5, rtol=0)
+    assert trace.macs.mean().item() / macs(vit) == pytest.approx(spent, rel=1e-5)
+    model.execution, order = 'auto', torch.randperm(len(images))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat([model(i[None]) for i in images]), out['packed'][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(images[order]), out['packed'][0][order], atol=1e-5, rtol=0)
+
+
+def test_image_exit_changes_no_answer():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit')
+    at.calibrate(model, [images], .5)
+
+    class Stays(PackedTokens):
+        def any_first(self, on, R): return torch.ones_like(on)
+
+    record = Recorder()
+    with torch.no_grad():
+        logits, trace = model(images, return_trace=True)
+        table = model.method(vit.blocks, Stays(embed(vit, images), 1), record)
+        torch.testing.assert_close(vit.forward_head(vit.norm(table.x)), logits, atol=1e-5, rtol=0)
+    assert record.trace(vit, model.method, 64).macs.mean() >= trace.macs.mean()
+
+
+def test_a_class_token_that_halts_at_once_answers_with_its_first_state():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', beta=1e4)
+    with torch.no_grad():
+        logits, trace = model(images, return_trace=True)
+        first = vit.blocks[0](embed(vit, images))
+        torch.testing.assert_close(logits, vit.forward_head(vit.norm(first)), atol=1e-6, rtol=0)
+    assert (trace.depth == 1).all()
+
+
+def test_scores_and_their_sums_are_in_the_trace():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', gamma=5., beta=-3.)
+    with torch.no_grad(): trace = model(images, return_trace=True)[1]
+    assert torch.equal(trace.score.isnan(), ~trace.active) and torch.equal(trace.cumulative.isnan(), ~trace.active)
+    x = embed(vit, images)
+    torch.testing.assert_close(trace.score[:, 0], halting_score(vit.blocks[0](x), 5., torch.tensor(-3.)), atol=1e-6, rtol=0)
+    stopped = trace.depth < 8
+    last = trace.cumulative.gather(1, (trace.depth - 1)[:, None])[:, 0]
+    gone_early = stopped & (trace.depth < trace.depth[:, :1])  # before the class token, so by their own sum
+    assert (last[gone_early] >= .99).all()
+
+
+def test_gradient_to_the_states_of_a_halted_token_is_zero():
+    vit, images = build(images=2)
+    model = at.adapt(vit, 'a-vit').train()
+    at.calibrate(model, [images], .6)
+    states = []
+    hooks = [block.register_forward_hook(lambda m, i, o: states.append(o)) for block in [b.mlp for b in vit.blocks]]
+    logits, trace = model(images, return_trace=True)
+    for s in states: s.retain_grad()
+    losses(model, logits, torch.tensor([1, 2]), trace)['loss'].backward()
+    for hook in hooks: hook.remove()
+    assert (~trace.active).any()
+    for l, s in enumerate(states):
+        gone = ~trace.active[:, l]
+        assert s.grad is None or (s.grad[gone] == 0).all()
+
+
+def test_loss_is_finite_in_training_and_every_term_is_named():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit').train()
+    at.calibrate(model, [images], .6)
+    for x in (images, images[:1]):
+        logits, trace = model(x, return_trace=True)
+        terms = losses(model, logits, torch.zeros(len(x), dtype=torch.long), trace)
+        assert {'loss', 'task', 'ponder', 'prior'} <= terms.keys() and all(torch.isfinite(v) for v in terms.values())
+
+
+def test_save_and_load_keep_shifts_and_answers(tmp_path):
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit')
+    at.calibrate(model, [images], .6)
+    model.save_pretrained(tmp_path/'m')
+    again = at.AdaptiveViT.from_pretrained(tmp_path/'m')
+    with torch.no_grad(): assert torch.equal(again(images), model(images))
+    assert torch.equal(again.method.beta, model.method.beta) and again.half().method.beta.dtype == torch.float32
+
+
+def test_out_of_reach_leaves_the_model_as_it_was():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', beta=-2.)
+    with pytest.raises(ValueError, match='budget 0.1 is out of reach'): at.calibrate(model, [images], .1)
+    assert (model.method.beta == -2).all() and model.budget == .65
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(gamma=0.), 'gamma is 0.0; it must be above 0'), (dict(gamma=-1.), 'gamma is -1.0'),
+    (dict(eps=0.), 'eps is 0.0; it must be between 0 and 1'), (dict(eps=1.), 'eps is 1.0'),
+    (dict(sigma=0.), 'sigma is 0.0'), (dict(budget=.05), 'target depth of')])
+def test_numbers_that_cannot_work_are_refused(options, message):
+    vit, _ = build()
+    with pytest.raises(ValueError, match=message): at.adapt(vit, 'a-vit', **options)
+
+
+@pytest.mark.parametrize('kw', [dict(class_token=False, global_pool='avg'), dict(global_pool='avg')], ids=str)
+def test_a_backbone_without_one_token_to_read_is_refused(kw):
+    with pytest.raises(ValueError, match='averaged over the blocks it ran.*Methods that drop patches alone'):
+        at.adapt(build(**kw)[0], 'a-vit')
+
+
+def test_budget_depth_is_what_the_cost_says():
+    vit, _ = build()
+    assert budget_depth(vit, 1.) == pytest.approx(8)
+    counts = torch.tensor([65.] * 4 + [0.] * 4)
+    assert budget_depth(vit, macs(vit, counts).item() / macs(vit)) == pytest.approx(4)
