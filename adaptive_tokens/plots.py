@@ -281,7 +281,7 @@ def head_scores(
         fig.colorbar(drawn[0], ax=row[:-1].tolist(), label='term of the score', pad=.01)
         fig.colorbar(drawn[-1], ax=row[-1], label='score')
         row[0].set_ylabel(f'after block {l}', fontsize=9)
-        row[-1].set_title(f'sum: {kept.sum()} pass {theta:.3g}', fontsize=9)
+        row[-1].set_title(f'sum: {kept.sum()} pass {theta:.2g}', fontsize=9)
     for h, ax in enumerate(axes[0, :-1]): ax.set_title(f'head {h + 1}', fontsize=9)
     if title is not None: fig.suptitle(plain(title), fontsize=10)
     return fig
