@@ -21,7 +21,7 @@ def halting_distribution(
     active:Tensor, # token took part in block [B, L, N], bool
     h:Tensor,      # halting scores [B, L, N]; what stands where a token was not active is ignored
 ) -> tuple[Tensor, Tensor]: # p [B, L, N], which sums to 1 over blocks, and remainder r [B, N]
-    "Where each token halts, as a distribution over blocks (Graves 2016, section 2.1; A-ViT section 3.2)"
+    "Where each token halts, as a distribution over blocks (Graves 2016, section 2; A-ViT)"
     N_k = active.sum(1, keepdim=True)
     l = torch.arange(1, active.shape[1] + 1, device=h.device)[:, None]
     before = torch.where(l < N_k, h, 0.)
@@ -34,7 +34,7 @@ def halting_score(
     gamma:float,  # scale
     beta:Tensor,  # shift, a scalar
 ) -> Tensor:      # score of each row [...], float32, from 0 to 1
-    "Halting score from the first channel of each token (A-ViT section 3.1)"
+    "Halting score from the first channel of each token (A-ViT)"
     return torch.sigmoid(gamma * x[..., 0].float() + beta)
 
 # %% ../nbs/10_halting.ipynb #eaecb737
@@ -42,7 +42,7 @@ def ponder_loss(
     depth:Tensor, # blocks each token ran [B, N]
     r:Tensor,     # remainders [B, N]
 ) -> Tensor:      # scalar, in blocks
-    "Mean of rho = N + r over all tokens (Graves 2016, section 2.2; A-ViT section 3.2)"
+    "Mean of rho = N + r over all tokens (Graves 2016, section 2; A-ViT)"
     return (depth + r).mean()
 
 # %% ../nbs/10_halting.ipynb #97a90832
@@ -51,7 +51,7 @@ def depth_prior(
     centre:float,  # block at which most tokens should halt, counted from 1
     sigma:float=1., # width, in blocks
 ) -> Tensor:       # probability of halting at each block [L]
-    "Gaussian over depth, normalised over the blocks there are (A-ViT section 3.3)"
+    "Gaussian over depth, normalised over the blocks there are (A-ViT)"
     l = torch.arange(1, L + 1)
     return torch.softmax(-((l - centre) / sigma)**2 / 2, 0)
 
@@ -60,7 +60,7 @@ def prior_loss(
     p:Tensor,     # halting distributions [B, L, N]
     prior:Tensor, # wanted mean distribution [L]
 ) -> Tensor:      # scalar, in nats
-    "KL divergence of the mean halting distribution from the prior (A-ViT section 3.3)"
+    "KL divergence of the mean halting distribution from the prior (A-ViT)"
     H, tiny = p.mean((0, 2)), torch.finfo(torch.float32).tiny  # of log 0 neither value nor slope is finite
     return (H * (H.clamp_min(tiny).log() - prior.to(H).clamp_min(tiny).log())).sum()
 

@@ -205,3 +205,28 @@ def test_budget_depth_is_what_the_cost_says():
     assert budget_depth(vit, 1.) == pytest.approx(8)
     counts = torch.tensor([65.] * 4 + [0.] * 4)
     assert budget_depth(vit, macs(vit, counts).item() / macs(vit)) == pytest.approx(4)
+
+
+def test_the_prior_follows_the_cost_within_the_network():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', budget=.6)
+    with torch.no_grad(): dear = model(images, return_trace=True)[1]  # shifts are unset: dense
+    before = model.method.centre
+    model.method.after_backward(dear, vit)
+    assert model.method.centre < before
+    model.method.beta.fill_(1e4)
+    with torch.no_grad(): cheap = model(images, return_trace=True)[1]
+    for _ in range(2000): model.method.after_backward(cheap, vit)
+    assert model.method.centre == 8
+    for _ in range(2000): model.method.after_backward(dear, vit)
+    assert model.method.centre == 1
+
+
+def test_it_trains():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', budget=.6)
+    data = torch.utils.data.TensorDataset(images, torch.arange(8) % 7)
+    before = vit.blocks[0].mlp.fc2.weight[0].clone()
+    rows = at.fit(model, torch.utils.data.DataLoader(data, 4), epochs=2, lr=1e-3, progress=False, device='cpu')
+    assert {'ponder', 'prior'} <= rows[-1].keys() and rows[-1]['train_macs_share'] < .9
+    assert not torch.equal(vit.blocks[0].mlp.fc2.weight[0], before) and torch.isfinite(model.method.beta).all()
