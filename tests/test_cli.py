@@ -566,13 +566,16 @@ def test_interrupted_training_keeps_what_was_finished(run, dense, out, monkeypat
 
 def test_control_c(dense, out):
     words = ['bench', '--model', dense, '--n', '64', '--repeats', '100000', '--device', 'cpu', '--out', out]
-    process = subprocess.Popen([sys.executable, '-m', 'adaptive_tokens', *map(str, words)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    patience = time.monotonic() + 300
-    while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < patience: time.sleep(.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores control-C
+    with subprocess.Popen([sys.executable, '-m', 'adaptive_tokens', *map(str, words)], text=True, preexec_fn=heard,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            patience = time.monotonic() + 60
+            while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < patience: time.sleep(.1)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally: process.kill()
     assert process.returncode == 130 and list(out.parent.iterdir()) == []
     assert err.startswith('adaptive-tokens: interrupted') and err.count('\n') == 1
 
