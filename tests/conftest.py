@@ -24,6 +24,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    torch.set_num_threads(1)  # small models make threads wait for each other; notebooks run apart
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
                           gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub())
 
