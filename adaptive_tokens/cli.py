@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'COMMANDS
            'sample', 'find_images', 'classes_in', 'with_fitting_labels', 'from_one', 'from_zero', 'Unset', 'command',
            'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim', 'adapted', 'bench', 'calibrate',
            'prepared', 'validation', 'unless_empty', 'train', 'as_table', 'as_figure', 'as_page', 'report', 'by_level',
-           'table_of_levels', 'pictures', 'shipped', 'demo', 'say', 'main']
+           'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -39,7 +39,7 @@ from .data import (EVAL_SPLITS, LEVELS, TRAIN_SPLITS, ClutteredDigits, digits_lo
 from .devices import DEVICES, DTYPES, resolve_device, resolve_dtype
 from .model import METHODS, AdaptiveViT, adapt, check_budget, check_checkpoint, nearest
 from .model import calibrate as turn_knob
-from .plots import head_scores, token_counts, token_stages
+from .plots import depth_map, head_scores, token_counts, token_stages
 from .train import best_epoch, fit, load_dense, save_dense, staged
 
 # %% ../nbs/80_cli.ipynb #9480b4a9
@@ -311,7 +311,7 @@ def adapted(args, dense):
     split, skip = ('train', 0) if args.images == 'digits' else (args.split, args.n)
     loader = find_images(args, dense, args.images, split, 256, skip)
     if not len(loader.dataset):
-        warnings.warn(f'{args.images} has no more than {args.n} images: thresholds are set on those that are measured',
+        warnings.warn(f'{args.images} has no more than {args.n} images: the method is aimed at those that are measured',
                       stacklevel=2)
         loader = find_images(args, dense, args.images, split, args.n)
     models = {f'{args.method} {budget:g}': adapt(dense, args.method, budget) for budget in args.budget or [.65]}
@@ -348,7 +348,7 @@ def bench(args):
 TIMING = ('batch_size', 'repeats', 'threads', 'device', 'dtype')
 
 # %% ../nbs/80_cli.ipynb #083bdcb2
-@command('Aim a model at a budget without training: thresholds are set so that the mean cost on some images is right.\n'
+@command('Aim a model at a budget without training: its knob is set so that the mean cost on some images is right.\n'
          'A dense checkpoint or timm model is made adaptive first. With --out the result is saved as a checkpoint.',
          'adaptive-tokens calibrate --model runs/dense/best --budget 0.7 --out runs/calibrated',
          'adaptive-tokens calibrate --backbone deit_tiny_patch16_224 --pretrained --images photos/ --out deit-0.65',
@@ -409,7 +409,7 @@ def unless_empty(
          'Writes best/ and last/ (checkpoints) and log.jsonl (one line per epoch) into --out.',
          'adaptive-tokens train --method dense --epochs 30 --out runs/dense',
          'adaptive-tokens train --method as-vit --budget 0.65 --init runs/dense/best --lr 3e-4 --out runs/as-vit',
-         'adaptive-tokens train --method as-vit --backbone deit_tiny_patch16_224 --pretrained --data photos --lr 1e-5',
+         'adaptive-tokens train --method a-vit --backbone deit_tiny_patch16_224 --pretrained --data photos --lr 1e-5',
          method='dense', budget=.65, backbone='digits', pretrained=False, init=Unset('--backbone, fresh or pretrained'),
          teacher=Unset('the model that training starts from, if it is trained'), classes=Unset('as in the data'),
          data='digits', val_data=Unset('the validation split of --data, if it has one'), reader=FOLDERS, split='train',
@@ -521,28 +521,26 @@ def by_level(
     digits:ClutteredDigits, # images that know their level and evidence
     batch_size:int,       # images per call
 ) -> tuple[list, Tensor, Tensor]: # cells of a table, tokens per block of each image, level of each image
-    "What images of each level get from a model, and whether what is kept lies on the digit"
+    "What images of each level get from a model, and whether a patch on the digit gets more of it than one beside it"
     device, P, parts = next(model.parameters()).device, model.vit.num_prefix_tokens, []
     for start in range(0, len(digits), batch_size):
         b = digits.batch(range(start, min(start + batch_size, len(digits))))
         logits, trace = model(normalize(b.images).to(device), return_trace=True)
-        left = trace.active[:, -1, P:].cpu()
-        parts.append(torch.stack([b.levels, logits.argmax(1).cpu() == b.labels, trace.macs.cpu() / 1e9, left.sum(1),
-                                  (left & b.evidence).sum(1), b.evidence.float().mean(1),
+        blocks, on = trace.depth[:, P:].float().cpu(), b.evidence
+        parts.append(torch.stack([b.levels, logits.argmax(1).cpu() == b.labels, trace.macs.cpu() / 1e9, blocks.mean(1),
+                                  (blocks * on).sum(1) / on.sum(1), (blocks * ~on).sum(1) / (~on).sum(1),
                                   trace.counts.float().mean(1).cpu()]))
-    level, right, gmacs, kept, hits, chance, tokens = torch.cat(parts, 1)
-    return table_of_levels(level, right, gmacs, kept, hits, chance), tokens, level
+    level, *means, tokens = torch.cat(parts, 1)
+    return table_of_levels(level, *means), tokens, level
 
 
-def table_of_levels(level, right, gmacs, kept, hits, chance):
+def table_of_levels(level, right, gmacs, blocks, on, beside):
     "A row of cells for each level that there is"
-    cells = [['difficulty', 'images', 'top-1 %', 'GMACs', 'patches in the last block', 'of these on the digit %',
-              'by chance %']]
+    cells = [['difficulty', 'images', 'top-1 %', 'GMACs', 'blocks per patch', 'on the digit', 'beside it']]
     for k, name in enumerate(LEVELS):
         m = level == k
         if m.any(): cells.append([name, int(m.sum()), f'{100 * right[m].mean():.1f}', f'{gmacs[m].mean():#.3g}',
-                                  f'{kept[m].mean():.1f}', f'{100 * hits[m].sum() / kept[m].sum():.0f}',
-                                  f'{100 * chance[m].mean():.0f}'])
+                                  *(f'{v[m].mean():.1f}' for v in (blocks, on, beside))])
     return cells
 
 # %% ../nbs/80_cli.ipynb #52fb6a76
@@ -554,14 +552,12 @@ def pictures(
     level:Tensor,         # level of each image
 ) -> list[tuple]:         # (file name, matplotlib Figure, alt, caption)
     "One image of each level in its stages, tokens by difficulty, and the votes of the heads"
-    b, P, made = digits.batch(range(min(len(LEVELS), len(digits)))), model.vit.num_prefix_tokens, []
+    b, made = digits.batch(range(min(len(LEVELS), len(digits)))), []
     images = normalize(b.images).to(next(model.parameters()).device)
     with torch.no_grad(): logits, trace = model(images, return_trace=True)
     for i, (y, guess) in enumerate(zip(b.labels.tolist(), logits.argmax(1).tolist())):
-        kind, left = list(LEVELS)[b.levels[i]], ', '.join(str(v - P) for v in trace.counts[i].unique().flip(0).tolist())
-        made.append((f'{name}-{kind}.png', token_stages(images[i], trace, i, digits.patch_size),
-                     f'An image of level {kind}, a {y} among clutter, in the stages of {name}; patches left: {left}.',
-                     f'{kind}: {name} says {guess}, and it is a {y}. Faded patches have left before these blocks.'))
+        kind, said = list(LEVELS)[b.levels[i]], f'{name} says {guess}, and it is a {y}.'
+        made.append((f'{name}-{kind}.png', *picture_of(model, images[i], trace, i, digits.patch_size, kind, said)))
     middle = ', '.join(f'{n} {tokens[level == k].median():.1f}' for k, n in enumerate(LEVELS) if (level == k).any())
     made.append((f'{name}-tokens.png', token_counts(tokens, level.long(), list(LEVELS)),
                  f'Histograms of tokens per block by difficulty; medians: {middle}.',
@@ -571,6 +567,20 @@ def pictures(
                      f'Maps of the score of each patch by head, and their sum, a row for each stage of {name}.',
                      'Who voted for which patch: the share of each head in the score, and what passes the threshold.'))
     return made
+
+# %% ../nbs/80_cli.ipynb #8da14857
+def picture_of(model, image, trace, i, patch_size, kind, said):
+    "Figure, alt and caption of one image: its stages, or its depths where there are more stages than one can take in"
+    name, P = model.method.name, model.vit.num_prefix_tokens
+    stages = trace.counts[i].unique().flip(0).tolist()
+    if len(stages) <= 6:
+        return (token_stages(image, trace, i, patch_size),
+                f'An image of level {kind} among clutter, in the stages of {name}; patches left: {[v - P for v in stages]}.',
+                f'{kind}: {said} Faded patches have left before these blocks.')
+    low, high = trace.depth[i, P:].aminmax()
+    return (depth_map(trace, i, model.vit.patch_embed.grid_size, image),
+            f'An image of level {kind} among clutter, and the blocks that each patch ran through in {name}: {low} to {high}.',
+            f'{kind}: {said} Light patches stayed long.')
 
 # %% ../nbs/80_cli.ipynb #af6121a0
 CHECKPOINTS = 'checkpoints'  # folder in the package
@@ -605,7 +615,7 @@ def demo(args):
     tell(f"\nTable and pictures: open {Path(args.out)/'index.html'} in a browser")
 
 
-MEANS = 'Accuracy and shares: all images of the row together. GMACs and patches: means over images.'
+MEANS = 'Means over the images of the row. By chance, a patch on the digit and one beside it would run as many blocks.'
 LEAD = ('Cluttered Digits: name the one whole digit among fragments of others, under noise. The dense model looks at '
         'every patch in every block; an adaptive one lets patches go on its way. How many, on which images, and what '
         'that is worth in time, is measured here. The network is tiny, 33 million multiply-adds, so that in small batches '

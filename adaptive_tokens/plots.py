@@ -232,7 +232,7 @@ class HeadRecorder:
         blocks:nn.Sequential, # of the backbone
     ): self.blocks, self.l, self.terms = blocks, 0, {}
 
-    def __call__(self, t, score=None):
+    def __call__(self, t, score=None, gates=None):
         block, self.l = self.blocks[self.l], self.l + 1
         if score is None: return
         q, k, v = queries_keys_values(block, t)

@@ -108,7 +108,7 @@ class ASViT(Method):
         return t
 
     def options(self): return {'places': list(self.places), **{k: getattr(self, k) for k in ('T', 'budget_weight', 'patience', 'ramp')}}
-    def macs(self, vit, counts, patches): return _spent(self, vit, counts, patches)
+    def macs(self, vit, counts, patches, *_): return _spent(self, vit, counts, patches)
     def penalties(self, trace, vit): return _penalties(self, trace, vit)
     def calibrate(self, vit, batches, budget): return _calibrate(self, vit, batches, budget)
     def start(self, vit, batches): return _start(self, vit, batches)

@@ -165,6 +165,7 @@ class MaskedTokens(Tokens):
     def prefix(self): return self.x[:, :self.P]
     def scatter(self, values, fill): return values.masked_fill(~self.active, fill)
     def follow(self, values): return values
+    def of_image(self, values): return values[:, None].expand(-1, self.N, *values.shape[1:])
     def any_first(self, on, R): return (on & self.active)[:, :R].any(1, keepdim=True).expand_as(on)
     def deposit(self, out, w):
         return out + (w * self.active)[:, :out.shape[1], None] * self.x[:, :out.shape[1]]
@@ -204,6 +205,7 @@ class RaggedRows(Tokens):
     def put(self, lent): return self.replace(x=lent.x if lent.rows is None else self.x.index_copy(0, lent.rows, lent.x))
     def select(self, on): return self.keep(on)
     def follow(self, values): return values if self.rows is None else values[self.rows]
+    def of_image(self, values): return values[self.image]
 
     def keep(self, on):
         "The rows where `on` [T] holds; reads the counts back once and copies nothing when all stay"

@@ -30,14 +30,15 @@ HOSTILE = '<img src=x onerror=alert(1)>&quot; $x_$'
 
 @pytest.fixture(scope='session')
 def kept(tmp_path_factory):
-    "Two small checkpoints, `dense` and `as-vit`, for 32-pixel digits."
+    "Three small checkpoints, `dense`, `a-vit` and `as-vit`, for 32-pixel digits."
     folder = tmp_path_factory.mktemp('kept')
     torch.manual_seed(0)
     vit = digits_vit(img_size=32, embed_dim=32, depth=3).eval()
     save_dense(vit, folder/'dense')
-    model = at.adapt(vit, 'as-vit', .8)
-    at.calibrate(model, [normalize(ClutteredDigits('train', image_size=32).batch(range(16)).images)])
-    model.save_pretrained(folder/'as-vit')
+    for name in ('a-vit', 'as-vit'):
+        model = at.adapt(vit, name, .8)
+        at.calibrate(model, [normalize(ClutteredDigits('train', image_size=32).batch(range(16)).images)])
+        model.save_pretrained(folder/name)
     return folder
 
 
@@ -193,13 +194,15 @@ def test_bench_without_dense_checkpoint_takes_the_backbone(run, adaptive):
     assert code == 0 and f'{adaptive}, every token' in text
 
 
-def test_bench_makes_the_dense_model_adaptive(run, dense, out):
-    code, text, _ = run('bench', '--model', dense, '--budget', '0.9', '0.8', *FEW, '--n', '24', '--out', out)
+@pytest.mark.parametrize('method', ['as-vit', 'a-vit'])
+def test_bench_makes_the_dense_model_adaptive(run, dense, out, method):
+    words = ['--method', method, '--budget', '0.9', '0.8', *FEW, '--n', '24', '--out', out]
+    code, text, _ = run('bench', '--model', dense, *words)
     assert code == 0
     rows = {row['name']: row['macs_share'] for row in Benchmark.load(out/'benchmark.json').rows}
-    assert list(rows) == [dense, 'as-vit 0.9', 'as-vit 0.8']
-    assert rows['as-vit 0.8'] < rows['as-vit 0.9'] < rows[dense] == 1
-    assert abs(rows['as-vit 0.8'] - .8) < .1
+    assert list(rows) == [dense, f'{method} 0.9', f'{method} 0.8']
+    assert rows[f'{method} 0.8'] < rows[f'{method} 0.9'] < rows[dense] == 1
+    assert abs(rows[f'{method} 0.8'] - .8) < .1
 
 
 def test_bench_of_a_backbone_by_name(run):
@@ -208,7 +211,8 @@ def test_bench_of_a_backbone_by_name(run):
 
 
 @pytest.mark.parametrize('kind, words, budget', [('dense', ['--budget', '0.9'], .9), ('dense', [], .65),
-                                                 ('as-vit', [], .8), ('as-vit', ['--budget', '0.9'], .9)])
+                                                 ('as-vit', [], .8), ('as-vit', ['--budget', '0.9'], .9),
+                                                 ('a-vit', [], .8), ('a-vit', ['--budget', '0.7'], .7)])
 def test_calibrate(run, kept, out, kind, words, budget):
     code, text, _ = run('calibrate', '--model', kept/kind, *words, '--n', '64', '--device', 'cpu', '--out', out)
     assert code == 0 and str(out) in text
@@ -239,9 +243,10 @@ def test_train_dense_and_then_a_method_from_it(run, dense, tmp_path, monkeypatch
     assert code == 2 and 'holds a run already' in err
 
 
+@pytest.mark.parametrize('method', ['as-vit', 'a-vit', 'adavit'])
 @pytest.mark.parametrize('words, distills', [([], True), (['--teacher', 'none'], False)])
-def test_teacher_of_a_method(run, dense, out, words, distills):
-    code, _, _ = run('train', '--method', 'as-vit', '--init', dense, '--budget', '0.8', *SHORT, '--out', out, *words)
+def test_teacher_of_a_method(run, dense, out, method, words, distills):
+    code, _, _ = run('train', '--method', method, '--init', dense, '--budget', '0.8', *SHORT, '--out', out, *words)
     assert code == 0 and ('distill' in json.loads((out/'log.jsonl').read_text())) == distills
 
 
@@ -288,7 +293,7 @@ def test_images_to_calibrate_on_are_not_those_measured(dense, photos):
 
 def test_bench_says_when_no_other_images_are_there_to_calibrate_on(run, dense, photos):
     code, _, err = run('bench', '--model', dense, '--images', photos/'train', '--budget', '0.9', *FEW, '--n', '8')
-    assert code == 0 and 'has no more than 8 images: thresholds are set on those' in err
+    assert code == 0 and 'has no more than 8 images: the method is aimed at those' in err
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
@@ -331,13 +336,14 @@ def small_demo(monkeypatch, kept):
 def test_demo_writes_numbers_pictures_and_a_page(run, small_demo, out):
     code, text, err = run('demo', '--out', out, *FEW)
     assert code == 0 and err == '' and 'as-vit' in text and str(out/'index.html') in text
-    pictures = {f'as-vit-{name}.png' for name in ('easy', 'medium', 'hard', 'tokens', 'heads')}
+    pictures = {f'{method}-{name}.png' for method in ('as-vit', 'a-vit') for name in ('easy', 'medium', 'hard', 'tokens')}
+    pictures |= {'as-vit-heads.png'}
     assert {f.name for f in out.iterdir()} == PAGE | pictures and list(out.parent.iterdir()) == [out]
     for name in pictures: Image.open(out/name).verify()
-    page = check_page(out, 6)
-    assert len(page.all('table')) == 2
-    assert all(word in page.text for word in ('difficulty', 'easy', 'hard', 'by chance %', 'speed-up'))
-    assert [row['name'] for row in Benchmark.load(out/'benchmark.json').rows] == ['dense', 'as-vit']
+    page = check_page(out, 10)
+    assert len(page.all('table')) == 3
+    assert all(word in page.text for word in ('difficulty', 'easy', 'hard', 'beside it', 'speed-up'))
+    assert [row['name'] for row in Benchmark.load(out/'benchmark.json').rows] == ['dense', 'a-vit', 'as-vit']
 
 
 def test_demo_renews_its_own_folder_and_spares_the_rest(run, small_demo, out):
@@ -346,10 +352,10 @@ def test_demo_renews_its_own_folder_and_spares_the_rest(run, small_demo, out):
     (out/'index.html').write_text('old')
     assert run('demo', '--out', out, *FEW, '--n', '2')[0] == 0
     assert (out/'notes.txt').read_text() == 'mine' and (out/'index.html').read_text() != 'old'
-    assert len(check_page(out, 5).all('tr')) == 3 + 3  # two images are easy and medium
+    assert len(check_page(out, 8).all('tr')) == 4 + 3 + 3  # two images are easy and medium
 
 
-def test_by_level_counts_what_is_left_and_what_lies_on_the_digit():
+def test_by_level_counts_blocks_on_the_digit_and_beside_it():
     class Everything(at.Method):
         name = 'everything'
         def forward(self, blocks, t, record):
@@ -360,8 +366,7 @@ def test_by_level_counts_what_is_left_and_what_lies_on_the_digit():
     cells, tokens, level = cli.by_level(at.adapt(vit, Everything(vit)), digits, 5)
     head, *rows = cells
     assert [row[0] for row in rows] == ['easy', 'medium', 'hard'] and all(row[1] == 4 for row in rows)
-    assert all(row[head.index('patches in the last block')] == '16.0' for row in rows)
-    assert all(row[head.index('of these on the digit %')] == row[head.index('by chance %')] for row in rows)
+    assert all(row[head.index(name)] == '2.0' for name in ('blocks per patch', 'on the digit', 'beside it') for row in rows)
     assert tokens.tolist() == [17.] * 12 and level.tolist() == [0, 1, 2] * 4
 
 
@@ -489,7 +494,7 @@ def damaged(folder, how):
 
 @pytest.mark.parametrize('how', ['cut off', 'empty', 'no weights', 'no config', 'half a config', 'another config',
                                  'another architecture'])
-@pytest.mark.parametrize('kind', ['dense', 'as-vit'])
+@pytest.mark.parametrize('kind', ['dense', 'as-vit', 'a-vit'])
 def test_damaged_checkpoints(refused, copied, kind, how):
     folder = copied(kind)
     parts = [str(part) for part in damaged(folder, how)]

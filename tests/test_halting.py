@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 import adaptive_tokens as at
 from adaptive_tokens.blocks import embed
 from adaptive_tokens.cost import macs
-from adaptive_tokens.halting import (budget_depth, depth_prior, halting_distribution, halting_score, ponder_loss,
-                                     prior_loss)
+from adaptive_tokens.halting import (budget_depth, channel_values, depth_prior, even_shifts, halting_distribution,
+                                     halting_score, ponder_loss, prior_loss, released_prior, released_prior_loss)
 from adaptive_tokens.model import Recorder, losses
 from adaptive_tokens.tokens import PackedTokens
 
@@ -22,7 +22,7 @@ def build(images=8, **kw):
                                'depth': 8, 'num_heads': 3, 'num_classes': 7, **kw}).eval()
     with torch.no_grad():
         for p in vit.parameters(): p.mul_(1.5)  # at initialisation the channels of all tokens are nearly alike
-    return vit, torch.randn(images, 3, 64, 64)
+    return vit, torch.randn(images, 3, *vit.patch_embed.img_size)
 
 
 def act(h, eps=.01):
@@ -188,7 +188,9 @@ def test_out_of_reach_leaves_the_model_as_it_was():
 @pytest.mark.parametrize('options, message', [
     (dict(gamma=0.), 'gamma is 0.0; it must be above 0'), (dict(gamma=-1.), 'gamma is -1.0'),
     (dict(eps=0.), 'eps is 0.0; it must be between 0 and 1'), (dict(eps=1.), 'eps is 1.0'),
-    (dict(sigma=0.), 'sigma is 0.0'), (dict(budget=.05), 'target depth of')])
+    (dict(centre=0.), 'centre is 0.0; it is a block of this network, from 1 to 8'), (dict(centre=9.), 'centre is 9.0'),
+    (dict(beta=float('nan')), 'beta is nan'), (dict(steer=-1.), 'steer is -1.0'), (dict(prior_weight=-1.), 'prior_weight is -1'),
+    (dict(sigma=0.), 'sigma is 0.0'), (dict(T=-1.), 'T is -1.0'), (dict(prior='gausian'), "gaussian"), (dict(budget=.05), 'target depth of')])
 def test_numbers_that_cannot_work_are_refused(options, message):
     vit, _ = build()
     with pytest.raises(ValueError, match=message): at.adapt(vit, 'a-vit', **options)
@@ -211,7 +213,7 @@ def test_the_prior_follows_the_cost_within_the_network():
     vit, images = build()
     model = at.adapt(vit, 'a-vit', budget=.6)
     with torch.no_grad(): dear = model(images, return_trace=True)[1]  # shifts are unset: dense
-    before = model.method.centre
+    before = model.method.centre.item()
     model.method.after_backward(dear, vit)
     assert model.method.centre < before
     model.method.beta.fill_(1e4)
@@ -227,6 +229,156 @@ def test_it_trains():
     model = at.adapt(vit, 'a-vit', budget=.6)
     data = torch.utils.data.TensorDataset(images, torch.arange(8) % 7)
     before = vit.blocks[0].mlp.fc2.weight[0].clone()
-    rows = at.fit(model, torch.utils.data.DataLoader(data, 4), epochs=2, lr=1e-3, progress=False, device='cpu')
-    assert {'ponder', 'prior'} <= rows[-1].keys() and rows[-1]['train_macs_share'] < .9
+    rows = at.fit(model, torch.utils.data.DataLoader(data, 4), epochs=12, lr=2e-3, progress=False, device='cpu')
+    assert {'ponder', 'prior'} <= rows[-1].keys()
+    assert rows[0]['train_macs_share'] > .95 and rows[-1]['train_macs_share'] < .8
     assert not torch.equal(vit.blocks[0].mlp.fc2.weight[0], before) and torch.isfinite(model.method.beta).all()
+
+
+@pytest.mark.parametrize('kw', FAMILIES, ids=str)
+@pytest.mark.parametrize('offset, who', [(-4., 'all'), (0., 'all'), (9., 'all'), (4., 'class token')])
+def test_fine_tuning_starts_near_the_dense_model_wherever_the_channel_lies(kw, offset, who):
+    vit, images = build(**kw)
+    with torch.no_grad(): (vit.blocks[2].mlp.fc2.bias if who == 'all' else vit.cls_token[0, 0])[0] += offset
+    model, fixed = at.adapt(vit, 'a-vit'), at.adapt(vit, 'a-vit', beta=-10.)
+    model.method.start(vit, [images])
+    with torch.no_grad():
+        dense, (logits, trace), far = vit(images), model(images, return_trace=True), fixed(images)
+    assert trace.macs.mean() > .95 * macs(vit)
+    assert (logits - dense).abs().mean() < .1 * dense.std()
+    if offset == 9: assert (far - dense).abs().mean() > 3 * (logits - dense).abs().mean()
+    before = model.method.beta.clone()
+    model.method.start(vit, [images * 2])  # what is set stays
+    assert torch.equal(model.method.beta, before)
+
+
+def test_even_shifts_give_every_block_the_same_mean_score():
+    vit, images = build()
+    z = 5 * channel_values(vit, images.split(3))
+    assert z.shape == (8, 8, 65)
+    z = z.flatten(1)
+    torch.testing.assert_close(torch.sigmoid(z + even_shifts(z, .02)[:, None]).mean(1), torch.full((8,), .02), atol=1e-4, rtol=0)
+
+
+def test_a_trained_model_keeps_its_own_shifts_when_aimed_anew():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit')
+    model.method.beta.copy_(torch.linspace(-9, -2, 8))
+    for budget in (.8, .5):
+        spent = at.calibrate(model, images.split(4), budget)
+        assert spent == pytest.approx(budget, rel=.03) and model.budget == budget
+        torch.testing.assert_close(model.method.beta.diff(), torch.full((7,), 1.), atol=1e-4, rtol=0)
+
+
+def test_the_released_prior_is_the_one_measured_in_the_official_code():
+    target = released_prior(12, 9.)
+    assert target[:8].sum() == pytest.approx(.98, abs=1e-3) and target.sum() == pytest.approx(3.261, abs=1e-3)
+    torch.testing.assert_close(target[4:9], torch.tensor([.0004, .0145, .176, .789, 1.301]), atol=1e-3, rtol=0)
+    best = (target / target.sum()).view(1, 12, 1)
+    assert released_prior_loss(best, target) == pytest.approx(.321, abs=.02)  # a floor where 0 should be
+    assert torch.isfinite(released_prior_loss(best, released_prior(12, 1.))) and released_prior(40, 30.).isfinite().all()
+
+
+def test_the_released_prior_has_no_jumps():
+    masses = torch.stack([released_prior(12, centre).sum() for centre in torch.linspace(1, 12, 1200)])
+    assert (masses[:-1] / masses[1:]).log().abs().max() < .1
+
+
+def test_a_centre_by_hand_stays_and_is_saved(tmp_path):
+    vit, images = build()
+    model, free = at.adapt(vit, 'a-vit', centre=6.), at.adapt(vit, 'a-vit')
+    with torch.no_grad(): trace = model(images, return_trace=True)[1]
+    for m in (model, free): m.method.after_backward(trace, vit)
+    assert model.method.centre == 6
+    for name, m in dict(model=model, free=free).items():
+        m.save_pretrained(tmp_path/name)
+        again = at.AdaptiveViT.from_pretrained(tmp_path/name)
+        assert again.method.centre == m.method.centre and again.method.given == m.method.given
+
+
+@pytest.mark.parametrize('options', [dict(gamma=100.), dict(beta=-75.), dict(beta=-1000.), dict(beta=100.), dict(gamma=.01)], ids=str)
+def test_calibration_finds_the_budget_from_any_scale(options):
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', **options)
+    assert at.calibrate(model, images.split(4), .6) == pytest.approx(.6, abs=.03)  # eight images of a random net: cost jumps
+
+
+def test_what_interrupts_calibration_leaves_the_model_as_it_was(monkeypatch):
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', beta=-2.)
+    monkeypatch.setattr('adaptive_tokens.halting.mean_share', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError): at.calibrate(model, [images], .5)
+    assert (model.method.beta == -2).all() and model.budget == .65
+
+
+def test_double_precision():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit')
+    at.calibrate(model, [images], .6)
+    with torch.no_grad(): assert model.double()(images.double()).dtype == torch.float64
+
+
+def test_the_released_prior_trains_and_is_saved(tmp_path):
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', prior='released', gamma=10., beta=-30., centre=7.).train()
+    logits, trace = model(images, return_trace=True)
+    terms = losses(model, logits, torch.zeros(8, dtype=torch.long), trace)
+    terms['loss'].backward()
+    assert terms['prior'] > 0 and torch.isfinite(terms['loss'])
+    model.eval().save_pretrained(tmp_path/'m')
+    assert at.AdaptiveViT.from_pretrained(tmp_path/'m').method.prior == 'released'
+
+
+def pull_of_the_task(model, images):
+    "Gradient of the task alone to the scores of the patches, block by block"
+    from adaptive_tokens.blocks import readout
+    from adaptive_tokens.tokens import MaskedTokens
+    scores = []
+
+    def record(t, score): scores.append(score); score.retain_grad()
+    table = model.method(model.vit.blocks, MaskedTokens(embed(model.vit, images), 1), record)
+    readout(model.vit, table).logsumexp(1).sum().backward()
+    return [h.grad[:, 1:] for h in scores[:-1]]
+
+
+def test_the_task_reaches_the_scores_of_patches_through_the_slope_alone():
+    vit, images = build()
+    for T, reached in ((0., False), (5., True)):
+        model = at.adapt(vit, 'a-vit', T=T)
+        at.calibrate(model, [images], .6)
+        assert any(pull.any() for pull in pull_of_the_task(model.train(), images)) == reached
+
+
+def test_the_slope_changes_no_answer():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit')
+    at.calibrate(model, [images], .6)
+    served, trained = model(images), model.train()(images)
+    torch.testing.assert_close(served, trained, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_packed_equals_masked_in_any_precision(device, dtype):
+    vit, images = build(images=32)
+    model, images, out = at.adapt(vit, 'a-vit').to(device), images.to(device), {}
+    at.calibrate(model, [images], .6)
+    model, images = model.to(dtype), images.to(dtype)
+    for model.execution in ('packed', 'masked'):
+        with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
+    (a, ta), (b, tb) = out['packed'], out['masked']
+    same = (ta.active == tb.active).flatten(1).all(1)
+    # In bf16 two kernels round differently and a sum on the line may fall to either side; images with the same decisions must agree.
+    assert a.dtype == dtype and same.float().mean() > (.999 if dtype == torch.float32 else .3)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(a[same], b[same], atol=tolerance, rtol=0 if dtype == torch.float32 else tolerance)
+
+
+@pytest.mark.parametrize('budget', [.5, .7])
+def test_training_drives_the_mean_depth_to_its_target(budget):
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', budget=budget)
+    data = torch.utils.data.TensorDataset(images, torch.arange(8) % 7)
+    at.fit(model, torch.utils.data.DataLoader(data, 8), epochs=60, lr=2e-3, progress=False, device='cpu')
+    with torch.no_grad(): trace = model(images, return_trace=True)[1]
+    assert abs(trace.depth.float().mean().item() - budget_depth(vit, budget)) < .5

@@ -1,0 +1,67 @@
+"""Measure the methods at the size of DeiT, on digits of 224 pixels: throughput of DeiT-S, single images of DeiT-T.
+
+    python tools/measure_deit.py
+    python tools/measure_deit.py --device cuda --dtype bfloat16 --batch-size 256 --images 1024 --out runs/gpu
+
+Writes deit_small.json and deit_tiny.json, which nbs/60_bench.ipynb shows. Weights are random, so accuracy is not measured;
+speed does not know that. Let nothing else run meanwhile.
+"""
+import argparse
+from pathlib import Path
+
+import timm
+import torch
+
+import adaptive_tokens as at
+from adaptive_tokens.bench import benchmark
+from adaptive_tokens.blocks import embed, run_block
+from adaptive_tokens.data import ClutteredDigits
+from adaptive_tokens.tokens import PackedTokens
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def channel_spread(vit, images):
+    "Deviation of the halting channel over tokens, averaged over blocks"
+    t, spread = PackedTokens(embed(vit, images), vit.num_prefix_tokens), []
+    for block in vit.blocks:
+        t = run_block(block, t)
+        spread.append(t.x[:, 0].std().item())
+    return sum(spread) / len(spread)
+
+
+@torch.no_grad()
+def calibrated(vit, method, budget, images):
+    "An untrained model at a budget; with random weights A-ViT's scale makes up for a channel that hardly varies"
+    options = dict(gamma=5 / channel_spread(vit, images)) if method == 'a-vit' else {}
+    model = at.adapt(vit, method, budget=budget, **options).eval()
+    at.calibrate(model, [images])
+    return model
+
+
+def candidates(vit, budgets, images):
+    "The dense model, every method at every budget, and what the machinery costs where nothing is dropped"
+    models = {'dense': vit, 'budget 1': at.adapt(vit, 'as-vit', budget=1.), 'scored, none dropped': at.adapt(vit, 'as-vit')}
+    return models | {f'{name} {f}': calibrated(vit, name, f, images) for name in ('as-vit', 'a-vit') for f in budgets}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--dtype', default='float32')
+    p.add_argument('--batch-size', type=int, default=16, help='of DeiT-S; DeiT-T takes one image at a time')
+    p.add_argument('--images', type=int, default=48, help='of DeiT-S; DeiT-T sees 16')
+    p.add_argument('--repeats', type=int, default=10)
+    p.add_argument('--out', type=Path, default=ROOT/'benchmarks')
+    args = p.parse_args()
+    digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(args.images)])
+    how = dict(repeats=args.repeats, device=args.device, dtype=args.dtype)
+    for name, batch, images, budgets in (('deit_small', args.batch_size, digits, (.65, .5)), ('deit_tiny', 1, digits[:16], (.65,))):
+        torch.manual_seed(0)
+        vit = timm.create_model(f'{name}_patch16_224', num_classes=10).eval()
+        table = benchmark(candidates(vit, budgets, digits[-16:]), images, batch_size=batch, **how)
+        table.save(args.out/f'{name}.json')
+        print(table)
+
+
+if __name__ == '__main__': main()
