@@ -163,6 +163,7 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
         "Classify a batch; raises ValueError for images the backbone cannot take"
         packed = self.packs()
         check_images(self.vit, images, finite=packed)
+        if packed and self.budget == 1 and not return_trace: return self.vit(images)  # nothing to decide, nothing to pack
         record = Recorder() if return_trace else no_record
         t = (PackedTokens if packed else MaskedTokens)(embed(self.vit, images), self.vit.num_prefix_tokens)
         patches = t.N - t.P

@@ -47,6 +47,7 @@ def candidates(vit, budgets, images):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--models', nargs='+', default=['deit_small', 'deit_tiny'])
     p.add_argument('--device', default='cpu')
     p.add_argument('--dtype', default='float32')
     p.add_argument('--batch-size', type=int, default=16, help='of DeiT-S; DeiT-T takes one image at a time')
@@ -57,6 +58,7 @@ def main():
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(args.images)])
     how = dict(repeats=args.repeats, device=args.device, dtype=args.dtype)
     for name, batch, images, budgets in (('deit_small', args.batch_size, digits, (.65, .5)), ('deit_tiny', 1, digits[:16], (.65,))):
+        if name not in args.models: continue
         torch.manual_seed(0)
         vit = timm.create_model(f'{name}_patch16_224', num_classes=10).eval()
         table = benchmark(candidates(vit, budgets, digits[-16:]), images, batch_size=batch, **how)
