@@ -163,9 +163,11 @@ class AViT(Method):
 def check_halting(vit, budget, beta, centre, prior, **numbers):
     "Raise ValueError for numbers or a backbone that A-ViT cannot work with"
     if not vit.has_class_token or vit.global_pool != 'token':
+        others = ("'as-vit' and 'adavit' pool as the backbone does" if vit.has_class_token else
+                  "'as-vit' and 'adavit' may pool by average, but they, too, ask the class token what matters")
         raise ValueError('A-ViT answers with the state of the class token, averaged over the blocks it ran, and this backbone '
                          f'pools by {vit.global_pool!r} and has {"a" if vit.has_class_token else "no"} class token: take one '
-                         "with class_token=True and global_pool='token'. Methods that drop patches alone do not need this")
+                         f"with class_token=True and global_pool='token'. {others}")
     wants = dict(gamma=(lambda v: v > 0, 'above 0'), eps=(lambda v: 0 < v < 1, 'between 0 and 1'),
                  sigma=(lambda v: v > 0, 'above 0, in blocks'))
     for name, value in numbers.items():
@@ -264,9 +266,9 @@ def closest(
     budget:float, # wanted share
     falls:bool=True, # the cost falls from low to high
 ) -> tuple[float, float]: # the share that came closest, and its knob
-    "Bisection that stops a thousandth from the budget, or after 20 looks"
+    "Bisection that stops a thousandth from the budget, or after 16 looks"
     seen = {}
-    while len(seen) < 20 and not any(abs(spent / budget - 1) < .001 for spent in seen.values()):
+    while len(seen) < 16 and not any(abs(spent / budget - 1) < .001 for spent in seen.values()):
         middle = (low + high) / 2
         seen[middle] = share_at(middle)
         low, high = (middle, high) if (seen[middle] > budget) == falls else (low, middle)

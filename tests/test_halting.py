@@ -196,10 +196,16 @@ def test_numbers_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message): at.adapt(vit, 'a-vit', **options)
 
 
-@pytest.mark.parametrize('kw', [dict(class_token=False, global_pool='avg'), dict(global_pool='avg')], ids=str)
-def test_a_backbone_without_one_token_to_read_is_refused(kw):
-    with pytest.raises(ValueError, match='averaged over the blocks it ran.*Methods that drop patches alone'):
-        at.adapt(build(**kw)[0], 'a-vit')
+@pytest.mark.parametrize('kw, others', [(dict(class_token=False, global_pool='avg'), 'they, too, ask the class token'),
+                                        (dict(global_pool='avg'), "'as-vit' and 'adavit' pool as the backbone does")], ids=str)
+def test_a_backbone_without_one_token_to_read_is_refused(kw, others):
+    vit, images = build(**kw)
+    with pytest.raises(ValueError, match=f'averaged over the blocks it ran.*{others}'): at.adapt(vit, 'a-vit')
+    for name in ('as-vit', 'adavit'):  # what the message says of them
+        if not vit.has_class_token:
+            with pytest.raises(ValueError, match='class token'): at.adapt(vit, name)
+            continue
+        with torch.no_grad(): assert at.adapt(vit, name)(images).shape == (8, 7)
 
 
 def test_budget_depth_is_what_the_cost_says():
