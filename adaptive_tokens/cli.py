@@ -555,9 +555,10 @@ def pictures(
     b, made = digits.batch(range(min(len(LEVELS), len(digits)))), []
     images = normalize(b.images).to(next(model.parameters()).device)
     with torch.no_grad(): logits, trace = model(images, return_trace=True)
+    few = max(len(counts.unique()) for counts in trace.counts) <= 6  # stages
     for i, (y, guess) in enumerate(zip(b.labels.tolist(), logits.argmax(1).tolist())):
         kind, said = list(LEVELS)[b.levels[i]], f'{name} says {guess}, and it is a {y}.'
-        made.append((f'{name}-{kind}.png', *picture_of(model, images[i], trace, i, digits.patch_size, kind, said)))
+        made.append((f'{name}-{kind}.png', *picture_of(model, images[i], trace, i, few, digits.patch_size, kind, said)))
     middle = ', '.join(f'{n} {tokens[level == k].median():.1f}' for k, n in enumerate(LEVELS) if (level == k).any())
     made.append((f'{name}-tokens.png', token_counts(tokens, level.long(), list(LEVELS)),
                  f'Histograms of tokens per block by difficulty; medians: {middle}.',
@@ -569,11 +570,11 @@ def pictures(
     return made
 
 # %% ../nbs/80_cli.ipynb #8da14857
-def picture_of(model, image, trace, i, patch_size, kind, said):
+def picture_of(model, image, trace, i, few, patch_size, kind, said):
     "Figure, alt and caption of one image: its stages, or its depths where there are more stages than one can take in"
     name, P = model.method.name, model.vit.num_prefix_tokens
-    stages = trace.counts[i].unique().flip(0).tolist()
-    if len(stages) <= 6:
+    if few:
+        stages = trace.counts[i].unique().flip(0).tolist()
         return (token_stages(image, trace, i, patch_size),
                 f'An image of level {kind} among clutter, in the stages of {name}; patches left: {[v - P for v in stages]}.',
                 f'{kind}: {said} Faded patches have left before these blocks.')
