@@ -4,6 +4,8 @@ BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 OK    = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 ARGS  =
+# Tests and notebooks run in so many processes of one thread each.
+JOBS  = logical
 
 # The first Python at hand that fits; `make PYTHON=/path/to/python3.12 ...` names another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -14,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 
 help:
 	@echo 'make demo      run the shipped models on the embedded test images; writes demo/'
-	@echo 'make test      all notebooks and tests (ARGS=--fast leaves out what takes more than 20 s)'
+	@echo 'make test      all notebooks and tests (ARGS=--fast leaves out what takes more than 20 s, JOBS=1 runs in one process)'
 	@echo 'make test-gpu  the tests and notebook cells that need a CUDA device'
 	@echo 'make lab       open the notebooks in JupyterLab'
 	@echo 'make export    notebooks to modules and README.md, cleaned'
@@ -37,7 +39,7 @@ demo: $(READY)
 	$(BIN)/adaptive-tokens demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FORMS', 'gate', 'usage_loss', 'masked_heads', 'by_head', 'of_heads', 'attend_heads', 'full_heads',
-           'partial_heads', 'gated_heads', 'gated_mlp', 'gated_block', 'gated_block_macs', 'AdaViT', 'linear',
-           'check_gates', 'everything', 'share_at', 'smallest_share', 'common_target', 'usage', 'biases']
+           'own_values', 'partial_heads', 'heads_by_head', 'gated_heads', 'open_heads', 'gated_mlp', 'gated_block',
+           'gated_block_macs', 'AdaViT', 'linear', 'check_gates', 'everything', 'share_at', 'smallest_share',
+           'common_target', 'usage', 'importance', 'foresee', 'draw_line', 'biases']
 
 # %% ../nbs/20_gating.ipynb #91225911
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 # %% ../nbs/20_gating.ipynb #c25afe79
-from .blocks import attention_dropout, project, queries_keys_values, run_block
+from .blocks import attention_dropout, embed, project, queries_keys_values, readout, run_block
 from .cost import head_macs, macs, stem_macs
 from .data import nearest
 from .halting import closest, mean_share
 from .model import Gates, Method, no_record, register
-from .tokens import MaskedTokens, PackedTokens, Tokens
+from .tokens import MaskedTokens, PackedTokens, Tokens, find_runs, ragged_attention
 
 # %% ../nbs/20_gating.ipynb #d1889251
 def gate(
@@ -89,16 +92,47 @@ def full_heads(attn, x, images):
     return torch.cat(out)
 
 
+def own_values(attn, x):
+    "Values of all heads [T, H, Dh]"
+    W, b, _ = by_head(attn)
+    return F.linear(x, W[:, 2].flatten(0, 1), None if b is None else b[:, 2].flatten()).unflatten(-1, (attn.num_heads, -1))
+
+
 def partial_heads(attn, x, images):
     "The same where a shut head gives each row its own value"
-    W, b, _ = by_head(attn)
-    v = F.linear(x, W[:, 2].flatten(0, 1), None if b is None else b[:, 2].flatten()).unflatten(-1, (attn.num_heads, -1))
+    (W, b, _), v = by_head(attn), own_values(attn, x)
     W, b, context = W[:, :2].flatten(1, 2), None if b is None else b[:, :2].flatten(1), v.clone()
     for start, stop, on in images:
         if not on or stop == start: continue
         q, k = of_heads(x[start:stop], W, b, on).chunk(2, -1)
         context[start:stop, on] = attend_heads(attn, q, k, v[start:stop, on].transpose(0, 1)).transpose(0, 1)
     return attn.proj(context.flatten(1))
+
+# %% ../nbs/20_gating.ipynb #1baca61c
+def heads_by_head(
+    attn:nn.Module, # a timm Attention
+    x:Tensor,       # normed rows [T, D]
+    t:Tokens,       # packed table of these rows
+    heads:Tensor,   # open heads of each image [B, H]
+    form:str,       # of shut heads
+) -> Tensor:        # projected context [T, D]
+    "The same with one product per head"
+    (W, b, P), n = by_head(attn), 2 if form == 'partial' else 3
+    on = t.of_image(heads)  # [T, H]
+    head, row = on.T.nonzero(as_tuple=True)
+    parts = row.split(on.sum(0).tolist())
+    cut = lambda h: (W[h, :n].flatten(0, 1), None if b is None else b[h, :n].flatten())
+    q, k, *v = torch.cat([F.linear(x[r], *cut(h)) for h, r in enumerate(parts)]).view(-1, n, 1, attn.head_dim).unbind(1)
+    if form == 'partial':
+        values = own_values(attn, x)
+        v = [values[row, head][:, None]]
+    lengths = t.offsets.diff().expand(heads.shape[1], -1)[heads.T]  # of each open head of each image
+    ends, runs = F.pad(lengths.cumsum(0), (1, 0)), find_runs(lengths.tolist())
+    context = ragged_attention(attn.q_norm(q), attn.k_norm(k), *v, runs, ends, max(t.lengths))[:, 0]
+    if form == 'partial': return attn.proj(values.index_put((row, head), context).flatten(1))
+    y = x.new_zeros(x.shape) if attn.proj.bias is None else attn.proj.bias.expand(x.shape).clone()
+    for h, (r, c) in enumerate(zip(parts, context.split([len(r) for r in parts]))): y.index_add_(0, r, c @ P[h])
+    return y
 
 # %% ../nbs/20_gating.ipynb #1ae04335
 def gated_heads(
@@ -110,11 +144,16 @@ def gated_heads(
     "Attention's share of the residual, from the open heads alone"
     if isinstance(t, MaskedTokens): return masked_heads(block, t, heads, form)
     if heads.all(): return project(block, t.attend(*queries_keys_values(block, t)))
-    open_heads = [[h for h, on in enumerate(row) if on] for row in heads.tolist()]
-    ends = t.offsets.tolist()
-    images = list(zip(ends, ends[1:], open_heads))
-    attn, run = block.attn, partial_heads if form == 'partial' else full_heads
-    return block.drop_path1(block.ls1(attn.proj_drop(run(attn, block.norm1(t.x), images))))
+    attn, x = block.attn, block.norm1(t.x)
+    if x.is_cuda: y = heads_by_head(attn, x, t, heads, form)
+    else: y = (partial_heads if form == 'partial' else full_heads)(attn, x, open_heads(t, heads))
+    return block.drop_path1(block.ls1(attn.proj_drop(y)))
+
+
+def open_heads(t, heads):
+    "(first row, row after the last, open heads) of each image"
+    ends, by_image = t.offsets.tolist(), [[h for h, on in enumerate(row) if on] for row in heads.tolist()]
+    return list(zip(ends, ends[1:], by_image))
 
 # %% ../nbs/20_gating.ipynb #e5bffeef
 def gated_mlp(block, t, heads):
@@ -161,7 +200,7 @@ def gated_block_macs(
 @register
 class AdaViT(Method):
     "AdaViT (Meng et al. 2022): gates choose patches, heads and sub-layers of each block for each image"
-    name = 'adavit'
+    name, exact = 'adavit', ('target',)
 
     def __init__(self,
         vit:nn.Module,          # the backbone
@@ -174,11 +213,13 @@ class AdaViT(Method):
         distill_weight:float=.5, # of a teacher's opinion, where fit is given a teacher
         keep_blocks:int=1,      # first blocks without gates for heads and sub-layers
         mask_mlp:bool=False,    # shut heads blank their channels before the MLP, as in the official code
+        anneal:float=1.,        # factor on tau after each step of training
+        steer:float=.02,        # how fast targets from a budget follow the cost, per step and missing share
     ):
         super().__init__(vit, budget)
         check_gates(vit, kinds, form, targets, tau)
         self.kinds, self.form, self.tau, self.keep_blocks, self.mask_mlp = tuple(kinds), form, tau, keep_blocks, mask_mlp
-        self.usage_weight, self.distill_weight, self.given = usage_weight, distill_weight, targets
+        self.usage_weight, self.distill_weight, self.anneal, self.steer, self.given = usage_weight, distill_weight, anneal, steer, targets
         D, H, L = vit.embed_dim, vit.blocks[0].attn.num_heads, len(vit.blocks)
         self.num_heads = H
         width = dict(patches=1, heads=H, sublayers=2)
@@ -187,8 +228,11 @@ class AdaViT(Method):
         least = smallest_share(self, vit)
         if budget < least: raise ValueError(f'budget {budget} is out of reach of gates for {", ".join(self.kinds)}: with all '
                                             f'of them shut {least:.3f} of the dense multiply-adds remain')
-        self.targets = dict(targets or dict.fromkeys(self.kinds, common_target(self, vit, budget)))
+        self.register_buffer('target', torch.tensor([(targets or {}).get(kind, 0.) for kind in self.kinds]))
+        if targets is None: self.target.fill_(common_target(self, vit, budget))
 
+    @property
+    def targets(self): return dict(zip(self.kinds, self.target.tolist()))
     def first(self, kind): return 0 if kind == 'patches' else self.keep_blocks
 
     def forward(self, blocks, t, record=no_record):
@@ -204,10 +248,11 @@ class AdaViT(Method):
     def penalties(self, trace, vit): return _penalties(self, trace, vit)
     def calibrate(self, vit, batches, budget): return _calibrate(self, vit, batches, budget)
     def start(self, vit, batches): return _start(self, vit, batches)
+    def after_backward(self, trace, vit): return _after_backward(self, trace, vit)
 
     def options(self):
         return dict(targets=self.given, kinds=list(self.kinds), **{k: getattr(self, k) for k in (
-            'form', 'tau', 'usage_weight', 'distill_weight', 'keep_blocks', 'mask_mlp')})
+            'form', 'tau', 'usage_weight', 'distill_weight', 'keep_blocks', 'mask_mlp', 'anneal', 'steer')})
 
 
 def linear(D, n):
@@ -298,26 +343,92 @@ def usage(
 
 def _penalties(method, trace, vit):
     if method.budget == 1: return {}
-    return {f'usage of {kind}': method.usage_weight * usage_loss(mean, method.targets[kind])
-            for kind, mean in usage(method, trace, vit).items()}
+    return {f'usage of {kind}': method.usage_weight * usage_loss(mean, target)
+            for (kind, mean), target in zip(usage(method, trace, vit).items(), method.target)}
 
-# %% ../nbs/20_gating.ipynb #b04b0c2f
+# %% ../nbs/20_gating.ipynb #67921bf0
+def _after_backward(method, trace, vit):
+    "Anneal the temperature; move targets that come from a budget towards what is missing"
+    method.tau *= method.anneal
+    if method.given is not None or method.budget == 1: return
+    share = trace.macs.detach().mean() / macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
+    method.target.add_(method.steer * (method.budget - share)).clamp_(0., 1.)
+
+# %% ../nbs/20_gating.ipynb #b5d23f20
+def importance(
+    vit:nn.Module, # the backbone
+    images:Tensor, # a batch [B, C, height, width]
+    form:str,      # of shut heads
+) -> tuple[list[dict], list[dict]]: # of each block, by kind: what its layers see [..., D], and the importance of what they gate
+    "Derivative of the dense answer's margin by every gate, all open (Taylor importance, Molchanov et al. 2019)"
+    t, P, seen, every = MaskedTokens(embed(vit, images), vit.num_prefix_tokens), vit.num_prefix_tokens, [], []
+    ones = lambda n: torch.ones(t.B, n, device=images.device, requires_grad=True)
+    with torch.enable_grad():
+        for block in vit.blocks:
+            token = t.prefix()[:, 0].detach()
+            seen.append(dict(patches=block.norm1(t.x)[:, P:].detach(), heads=token, sublayers=token))
+            every.append(Gates(ones(t.N), ones(block.attn.num_heads), ones(2)))
+            t = gated_block(block, t, every[-1], form)
+        z = readout(vit, t).float()
+        slopes = iter(torch.autograd.grad((z.amax(-1) - z.mean(-1)).sum(), [m for g in every for m in (g.rows, g.heads, g.sublayers)]))
+    return seen, [dict(patches=next(slopes)[:, P:, None].abs(), heads=next(slopes).abs(), sublayers=next(slopes).abs()) for _ in every]
+
+# %% ../nbs/20_gating.ipynb #d6d48198
+def foresee(
+    layer:nn.Linear,  # its weights and bias are set
+    x:Tensor,         # what it sees [M, D]
+    y:Tensor,         # what it shall say [M, n]
+    ridge:float=.1,   # of the mean variance of x
+):
+    "Ridge regression in closed form"
+    x, y = x.float(), y.float()
+    dx, dy = x - x.mean(0), y - y.mean(0)
+    C = dx.mT @ dx
+    W = torch.linalg.solve(C + ridge * C.diagonal().mean() * torch.eye(len(C), device=x.device), dx.mT @ dy).mT
+    layer.weight.copy_(W)
+    layer.bias.copy_(y.mean(0) - W @ x.mean(0))
+
+
+def draw_line(
+    layers:Iterable[nn.Linear], # that share a line; their weights and biases are changed
+    logits:Tensor,    # what they say, all of them
+    target:float,     # share that shall lie above zero
+    spread:float=4.,  # deviation of the logits afterwards
+):
+    "Shift and stretch logits"
+    ordered, scale = logits.flatten().sort(descending=True).values, spread / logits.std().clamp(min=1e-6)
+    k = round(target * len(ordered))
+    line = ordered[0] + 1 if k == 0 else ordered[-1] - 1 if k == len(ordered) else (ordered[k - 1] + ordered[k]) / 2
+    for layer in layers:
+        layer.weight.mul_(scale)
+        layer.bias.copy_((layer.bias - line) * scale)
+
+# %% ../nbs/20_gating.ipynb #b5a583c2
 def biases(method): return [layer.bias for kind in method.kinds for layer in method.layers[kind]]
 
 
 @torch.no_grad()
 def _start(method, vit, batches):
-    "Biases at the logits of the targets, unless they are set already"
-    if any(b.any() for b in biases(method)): return
+    "Gates that foresee what matters to the dense model, and open as often as they shall; unless they are set already"
+    if method.budget == 1 or any(b.any() for b in biases(method)): return
+    parts = [importance(vit, images, method.form) for batch in batches for images in batch.to(biases(method)[0].device).split(16)]
     for kind in method.kinds:
-        for layer in method.layers[kind]: layer.bias.fill_(torch.tensor(method.targets[kind]).clamp(.02, .98).logit().item())
+        said = []
+        for l, layer in enumerate(method.layers[kind], method.first(kind)):
+            x = torch.cat([seen[l][kind].flatten(0, -2) for seen, _ in parts])
+            foresee(layer, x, torch.cat([I[l][kind].flatten(0, -2) for _, I in parts]).clamp(min=1e-12).log())
+            said.append(layer(x.to(layer.weight.dtype)))
+        shared = [(method.layers[kind], torch.stack(said))] if kind != 'patches' else zip([[o] for o in method.layers[kind]], said)
+        for layers, logits in shared: draw_line(layers, logits, method.targets[kind])
 
-
+# %% ../nbs/20_gating.ipynb #b04b0c2f
 def _calibrate(method, vit, batches, budget):
     "Common shift of the biases that comes closest to the budget; raises ValueError below the least possible cost"
-    own, previous, method.budget = [b.clone() for b in biases(method)], method.budget, budget
+    previous, method.budget = (method.budget, method.target.clone()), budget
     if budget == 1: return 1.
-    batches = [images.to(own[0].device) for images in batches]
+    if method.given is None: method.target.fill_(common_target(method, vit, budget))
+    method.start(vit, batches)
+    own, batches = [b.clone() for b in biases(method)], [images.to(biases(method)[0].device) for images in batches]
 
     def set_shift(shift):
         for b, value in zip(biases(method), own): b.data = value + shift
@@ -332,8 +443,8 @@ def _calibrate(method, vit, batches, budget):
         spent, shift = closest(share_at, -40., 40., budget, falls=False)
     except BaseException:
         set_shift(0.)
-        method.budget = previous
+        method.budget = previous[0]
+        method.target.copy_(previous[1])
         raise
     set_shift(shift)
-    method.targets = dict(method.given or dict.fromkeys(method.kinds, common_target(method, vit, budget)))
     return spent

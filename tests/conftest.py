@@ -24,7 +24,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    torch.set_num_threads(1)  # small models make threads wait for each other; notebooks run apart
+    torch.set_num_threads(1)  # small models make threads wait for each other
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
                           gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub())
 
@@ -34,6 +34,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem != 'test_notebooks')  # the longest first, so that no process waits at the end
     for item in items:
         for flag, why in config.lacking.items():
             if why and item.get_closest_marker(flag): item.add_marker(pytest.mark.skip(reason=f'{flag}: {why}'))
