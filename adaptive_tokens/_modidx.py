@@ -332,6 +332,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'adaptive_tokens.plots.draw_kept': ('plots.html#draw_kept', 'adaptive_tokens/plots.py'),
                                        'adaptive_tokens.plots.edges': ('plots.html#edges', 'adaptive_tokens/plots.py'),
                                        'adaptive_tokens.plots.fade': ('plots.html#fade', 'adaptive_tokens/plots.py'),
+                                       'adaptive_tokens.plots.gate_usage': ('plots.html#gate_usage', 'adaptive_tokens/plots.py'),
                                        'adaptive_tokens.plots.head_scores': ('plots.html#head_scores', 'adaptive_tokens/plots.py'),
                                        'adaptive_tokens.plots.head_terms': ('plots.html#head_terms', 'adaptive_tokens/plots.py'),
                                        'adaptive_tokens.plots.numbered': ('plots.html#numbered', 'adaptive_tokens/plots.py'),

@@ -39,7 +39,7 @@ from .data import (EVAL_SPLITS, LEVELS, TRAIN_SPLITS, ClutteredDigits, digits_lo
 from .devices import DEVICES, DTYPES, resolve_device, resolve_dtype
 from .model import METHODS, AdaptiveViT, adapt, check_budget, check_checkpoint, nearest
 from .model import calibrate as turn_knob
-from .plots import depth_map, head_scores, token_counts, token_stages
+from .plots import depth_map, gate_usage, head_scores, token_counts, token_stages
 from .train import best_epoch, fit, load_dense, save_dense, staged
 
 # %% ../nbs/80_cli.ipynb #9480b4a9
@@ -567,6 +567,12 @@ def pictures(
         made.append((f'{name}-heads.png', head_scores(model, images[-1]),
                      f'Maps of the score of each patch by head, and their sum, a row for each stage of {name}.',
                      'Who voted for which patch: the share of each head in the score, and what passes the threshold.'))
+    if trace.gates:
+        n = min(90, len(digits))
+        with torch.no_grad(): trace = model(normalize(digits.batch(range(n)).images).to(images.device), return_trace=True)[1]
+        made.append((f'{name}-gates.png', gate_usage(trace, model.vit.num_prefix_tokens),
+                     f'A table of blocks: percent of patches, of images for each head, and for attention and MLP, in {name}.',
+                     f'Which parts of each block ran for {n} images, in percent.'))
     return made
 
 # %% ../nbs/80_cli.ipynb #8da14857
@@ -581,7 +587,7 @@ def picture_of(model, image, trace, i, few, patch_size, kind, said):
     low, high = trace.depth[i, P:].aminmax()
     return (depth_map(trace, i, model.vit.patch_embed.grid_size, image),
             f'An image of level {kind} among clutter, and the blocks that each patch ran through in {name}: {low} to {high}.',
-            f'{kind}: {said} Light patches stayed long.')
+            f'{kind}: {said} Light patches ran through more blocks.')
 
 # %% ../nbs/80_cli.ipynb #af6121a0
 CHECKPOINTS = 'checkpoints'  # folder in the package

@@ -393,7 +393,7 @@ def draw_line(
     layers:Iterable[nn.Linear], # that share a line; their weights and biases are changed
     logits:Tensor,    # what they say, all of them
     target:float,     # share that shall lie above zero
-    spread:float=4.,  # deviation of the logits afterwards
+    spread:float=8.,  # deviation of the logits afterwards
 ):
     "Shift and stretch logits"
     ordered, scale = logits.flatten().sort(descending=True).values, spread / logits.std().clamp(min=1e-6)
@@ -426,7 +426,7 @@ def _calibrate(method, vit, batches, budget):
     "Common shift of the biases that comes closest to the budget; raises ValueError below the least possible cost"
     previous, method.budget = (method.budget, method.target.clone()), budget
     if budget == 1: return 1.
-    if method.given is None: method.target.fill_(common_target(method, vit, budget))
+    if method.given is None and budget != previous[0]: method.target.fill_(common_target(method, vit, budget))
     method.start(vit, batches)
     own, batches = [b.clone() for b in biases(method)], [images.to(biases(method)[0].device) for images in batches]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture', 'patch_grid', 'edges', 'fade', 'draw_kept', 'outline', 'stages_of', 'patches_of', 'token_stages', 'panels',
            'depth_map', 'numbered', 'tokens_per_block', 'token_counts', 'HeadRecorder', 'head_terms', 'head_scores',
-           'score_map']
+           'score_map', 'gate_usage']
 
 # %% ../nbs/70_plots.ipynb #4c0978e7
 from collections.abc import Iterable
@@ -294,3 +294,29 @@ def score_map(ax, values, group):
     top = max(np.max(group, where=~np.isnan(group), initial=0), 1e-12)
     low = np.clip(np.min(group, where=~np.isnan(group), initial=top), top / 1000, top / 2)
     return ax.imshow(np.ma.masked_invalid(values.clip(low)), cmap='cividis', norm=LogNorm(low, top))
+
+# %% ../nbs/70_plots.ipynb #3e062db5
+def gate_usage(
+    traces:Trace|Iterable[Trace], # of one batch or of several
+    P:int=1,     # prefix tokens, vit.num_prefix_tokens
+    title:str|None=None, # above the figure, plain text
+): # matplotlib Figure, a row per block
+    "Share of images for which each head and sub-layer of each block ran, and of patches that took part, in percent"
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    if not traces: raise ValueError('there are no traces to draw: give at least one')
+    mean = lambda of: torch.cat([of(t).float().cpu() for t in traces]).mean(0).mul(100).round()
+    parts = {'patches': mean(lambda t: t.active[..., P:].float().mean(2, keepdim=True)),  # [L, 1]
+             'heads': mean(lambda t: t.heads), 'sub-layers': mean(lambda t: t.sublayers)}
+    columns = [v.shape[1] for v in parts.values()]
+    fig, axes = plt.subplots(1, 3, sharey=True, layout='constrained', gridspec_kw=dict(width_ratios=columns),
+                             figsize=(1.6 + .5 * sum(columns), 1.2 + .3 * len(parts['heads'])))
+    plt.close(fig)
+    for ax, (name, values) in zip(axes, parts.items()):
+        drawn = numbered(ax, values.numpy(), BoundaryNorm(np.arange(-.5, 101), 256))
+        ax.set(title=name, yticks=range(len(values)), yticklabels=range(1, len(values) + 1), aspect='auto')
+    axes[1].set(xticks=range(columns[1]), xticklabels=range(1, columns[1] + 1))
+    axes[2].set(xticks=[0, 1], xticklabels=['attn', 'MLP'])
+    axes[0].set_ylabel('block')
+    fig.colorbar(drawn, ax=axes, label='%', ticks=[0, 25, 50, 75, 100])
+    if title is not None: fig.suptitle(plain(title), fontsize=10)
+    return fig

@@ -76,7 +76,7 @@ def budget_loss(
 class ASViT(Method):
     "AS-ViT (Liu et al. 2022): drop patches whose head-weighted class attention is below a learned threshold"
     name, distill_weight, exact = 'as-vit', .5, ('theta',)  # lambda_2 of eq. 13
-    lr_scale = .04  # scores are about 1/N: at the weights' own rate a few steps move a threshold by its own size
+    lr_scale = .02  # scores are about 1/N: at the weights' own rate a few steps move a threshold by its own size
 
     def __init__(self,
         vit:nn.Module,          # the backbone

@@ -30,12 +30,12 @@ HOSTILE = '<img src=x onerror=alert(1)>&quot; $x_$'
 
 @pytest.fixture(scope='session')
 def kept(tmp_path_factory):
-    "Three small checkpoints, `dense`, `a-vit` and `as-vit`, for 32-pixel digits."
+    "Small checkpoints, `dense` and one of each method, for 32-pixel digits."
     folder = tmp_path_factory.mktemp('kept')
     torch.manual_seed(0)
     vit = digits_vit(img_size=32, embed_dim=32, depth=3).eval()
     save_dense(vit, folder/'dense')
-    for name in ('a-vit', 'as-vit'):
+    for name in ('a-vit', 'adavit', 'as-vit'):
         model = at.adapt(vit, name, .8)
         at.calibrate(model, [normalize(ClutteredDigits('train', image_size=32).batch(range(16)).images)])
         model.save_pretrained(folder/name)
@@ -336,14 +336,14 @@ def small_demo(monkeypatch, kept):
 def test_demo_writes_numbers_pictures_and_a_page(run, small_demo, out):
     code, text, err = run('demo', '--out', out, *FEW)
     assert code == 0 and err == '' and 'as-vit' in text and str(out/'index.html') in text
-    pictures = {f'{method}-{name}.png' for method in ('as-vit', 'a-vit') for name in ('easy', 'medium', 'hard', 'tokens')}
-    pictures |= {'as-vit-heads.png'}
+    pictures = {f'{method}-{name}.png' for method in ('as-vit', 'a-vit', 'adavit') for name in ('easy', 'medium', 'hard', 'tokens')}
+    pictures |= {'as-vit-heads.png', 'adavit-gates.png'}
     assert {f.name for f in out.iterdir()} == PAGE | pictures and list(out.parent.iterdir()) == [out]
     for name in pictures: Image.open(out/name).verify()
-    page = check_page(out, 10)
-    assert len(page.all('table')) == 3
+    page = check_page(out, 15)
+    assert len(page.all('table')) == 4
     assert all(word in page.text for word in ('difficulty', 'easy', 'hard', 'beside it', 'speed-up'))
-    assert [row['name'] for row in Benchmark.load(out/'benchmark.json').rows] == ['dense', 'a-vit', 'as-vit']
+    assert [row['name'] for row in Benchmark.load(out/'benchmark.json').rows] == ['dense', 'a-vit', 'adavit', 'as-vit']
 
 
 def test_demo_renews_its_own_folder_and_spares_the_rest(run, small_demo, out):

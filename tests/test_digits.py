@@ -13,7 +13,8 @@ from adaptive_tokens.train import load_dense
 
 SHIPPED = files('adaptive_tokens')/'checkpoints'
 STORED = json.loads((Path(__file__).parent.parent/'benchmarks'/'digits.json').read_text())
-SLACK = {'as-vit': .5, 'a-vit': 1.}  # points of accuracy below dense
+SLACK = {'as-vit': .5, 'a-vit': 1., 'adavit': 1.5}  # points of accuracy below dense
+BUDGET = {'as-vit': .65, 'a-vit': .65, 'adavit': .5}
 N = 1500
 
 
@@ -48,13 +49,13 @@ def test_adaptive_keeps_the_dense_accuracy_within_budget(seen, test_set):
     assert test_set['right'].float().mean() > .9
     difference = seen['right'].float() - test_set['right'].float()  # paired: only images on which the models disagree count
     assert difference.mean() > -SLACK[seen['method']] / 100 - 2 * difference.std() / len(difference)**.5
-    assert abs(seen['share'].mean() / .65 - 1) < .03
+    assert abs(seen['share'].mean() / BUDGET[seen['method']] - 1) < .03
 
 
 def test_compute_lies_on_the_evidence(seen, test_set):
     blocks, on = seen['blocks'][:, 1:], test_set['b'].evidence
     assert (blocks * on).sum() / on.sum() > 1.1 * blocks.mean()  # chance: the same
-    if seen['method'] == 'a-vit': return  # its images leave before the last block
+    if seen['method'] != 'as-vit': return  # others leave and return, or leave with their image
     last = seen['active'][:, -1, 1:]
     assert ((last & on).sum(1) / on.sum(1)).mean() >= 2 * last.float().mean()
 
@@ -72,8 +73,9 @@ def test_stored_results_are_about_what_is_shipped(seen, test_set):
     stored = next(row for row in STORED['results'] if row['seed'] == STORED['shipped'])
     assert abs(stored['dense']['top1'] / 100 - test_set['right'].float().mean()) < .02
     assert abs(stored[seen['method']]['top1'] / 100 - seen['right'].float().mean()) < .02
-    name = {'as-vit': 'theta', 'a-vit': 'beta'}[seen['method']]
-    assert getattr(seen['model'].method, name).tolist() == pytest.approx(stored[seen['method']][name], rel=1e-6)
+    name = {'as-vit': 'theta', 'a-vit': 'beta', 'adavit': 'targets'}[seen['method']]
+    own = getattr(seen['model'].method, name)
+    assert (own if isinstance(own, dict) else own.tolist()) == pytest.approx(stored[seen['method']][name], rel=1e-6)
 
 
 @pytest.mark.parametrize('method', list(SLACK))
@@ -82,8 +84,9 @@ def test_stored_results_hold_budget_and_accuracy_over_seeds(method):
     assert len({row['seed'] for row in STORED['results']}) >= 3
     assert sum(own['top1'] - dense['top1'] for dense, own in rows) / len(rows) >= -SLACK[method]
     for _, own in rows:
-        assert abs(own['macs_share'] / .65 - 1) < .02
+        assert abs(own['macs_share'] / BUDGET[method] - 1) < .02
         assert own['blocks_per_patch']['easy'] < own['blocks_per_patch']['hard']
         assert own['blocks_on_evidence'] > own['blocks_by_chance']
         if method == 'as-vit': assert own['evidence_kept'] >= 2 * own['kept_by_chance']
+        if method == 'adavit': assert all(abs(own['usage'][kind] - target) < .02 for kind, target in own['targets'].items())
         if method == 'a-vit': assert abs(own['blocks_per_token'] - own['target_depth']) < .5

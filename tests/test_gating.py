@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import adaptive_tokens as at
 from adaptive_tokens.blocks import embed, readout
 from adaptive_tokens.cost import macs
-from adaptive_tokens.gating import (FORMS, KINDS, biases, gate, gated_block, gated_block_macs, gated_heads, share_at, usage,
-                                    usage_loss)
+from adaptive_tokens.gating import (FORMS, KINDS, biases, gate, gated_block, gated_block_macs, gated_heads, heads_by_head,
+                                    importance, share_at, usage, usage_loss)
 from adaptive_tokens.model import Gates, losses
 from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 
@@ -112,6 +112,43 @@ def test_a_shut_head_is_a_head_that_was_deleted(table):
         torch.testing.assert_close(shut, all_open, atol=1e-6, rtol=0)
 
 
+def without_head(attn, h):
+    "Attention whose q, k, v rows and projection columns of one head are gone, written out by hand"
+    Dh, H = attn.head_dim, attn.num_heads
+    left = [i for i in range(H * Dh) if i // Dh != h]
+    rows = [part * H * Dh + i for part in range(3) for i in left]
+    def attend(x):
+        q, k, v = (x @ attn.qkv.weight[rows].mT + attn.qkv.bias[rows]).view(len(x), -1, 3, H - 1, Dh).permute(2, 0, 3, 1, 4)
+        a = (q @ k.mT * Dh**-.5).softmax(-1)
+        return (a @ v).transpose(1, 2).flatten(2) @ attn.proj.weight[:, left].mT + attn.proj.bias
+    return attend
+
+
+@pytest.mark.parametrize('table', [MaskedTokens, PackedTokens])
+@pytest.mark.parametrize('h', [0, 1, 2])
+def test_a_shut_head_is_rows_and_columns_deleted(table, h):
+    vit, images = build()
+    block, t = vit.blocks[0], table(embed(vit, images))
+    heads = (torch.arange(3) != h).expand(6, -1)
+    with torch.no_grad():
+        expected = without_head(block.attn, h)(block.norm1(embed(vit, images)))
+        shut = gated_heads(block, t, heads if table is PackedTokens else heads.float(), 'full').view(6, 65, 48)
+        torch.testing.assert_close(shut, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('kw', FAMILIES, ids=str)
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('rate', [0., .4, 1.])
+def test_head_by_head_is_image_by_image(kw, form, rate):
+    vit, images = build(**kw)
+    g = drawn(vit, images, rate)[0]
+    t = PackedTokens(embed(vit, images), vit.num_prefix_tokens).keep(g.rows.flatten())
+    block = vit.blocks[0]
+    with torch.no_grad():
+        update = block.ls1(heads_by_head(block.attn, block.norm1(t.x), t, g.heads, form))
+        torch.testing.assert_close(update, gated_heads(block, t, g.heads, form), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize('table', [MaskedTokens, PackedTokens])
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 def test_partial_form_gives_each_token_its_own_value(table, mode):
@@ -203,6 +240,43 @@ def test_budgets_become_targets_and_gates_start_there():
     with torch.no_grad(): opened = usage(model.method, model(images, return_trace=True)[1], vit)
     assert all(abs(mean.item() - target) < .1 for mean in opened.values())  # lines were drawn where nothing is shut yet
     assert at.adapt(vit, 'adavit', targets=dict(patches=.3, heads=.5, sublayers=.9)).method.targets['sublayers'] == pytest.approx(.9)
+
+
+def test_importance_is_the_slope_of_the_margin():
+    vit, images = build(images=2, depth=3)
+    _, I = importance(vit, images, 'full')
+    assert [tuple(v.shape) for v in I[1].values()] == [(2, 64, 1), (2, 3), (2, 2)]
+    step = 1e-2
+    def margin(M):  # attention of block 2 multiplied by M
+        every = [Gates(torch.ones(2, 65), torch.ones(2, 3), torch.ones(2, 2)) for _ in range(3)]
+        every[1].sublayers[:, 0] = M
+        with torch.no_grad(): z = readout(vit, run(vit, images, every, MaskedTokens, 'full'))
+        return z.gather(1, vit(images).argmax(1, keepdim=True))[:, 0] - z.mean(1)
+    slope = (margin(1 + step) - margin(1 - step)) / (2 * step)
+    torch.testing.assert_close(I[1]['sublayers'][:, 0], slope.abs(), atol=1e-3, rtol=2e-2)
+
+
+def test_an_untrained_model_started_from_data_beats_one_that_is_not():
+    vit, images = build(images=32)
+    def moved(model):
+        at.calibrate(model, [images], .6)
+        with torch.no_grad(): return (model(images) - vit(images)).norm(dim=1).mean().item()
+    torch.manual_seed(0)
+    blind = at.adapt(vit, 'adavit')
+    for b in biases(blind.method): b.data.fill_(.1)  # set already: start leaves it
+    assert moved(at.adapt(vit, 'adavit')) < .8 * moved(blind)
+
+
+def test_targets_of_a_budget_follow_the_cost_and_given_ones_stay():
+    vit, images = build()
+    for targets in (None, dict.fromkeys(KINDS, .8)):
+        model = at.adapt(vit, 'adavit', budget=.5, targets=targets, anneal=.5).train()
+        model.method.start(vit, [images])
+        before, trace = model.method.target.clone(), model(images, return_trace=True)[1]
+        model.method.after_backward(trace, vit)
+        missing = .5 - trace.macs.mean().item() / macs(vit)
+        torch.testing.assert_close(model.method.target - before, torch.full((3,), 0. if targets else .02 * missing))
+        assert model.method.tau == 2.5
 
 
 def test_calibrate_save_and_load(tmp_path):

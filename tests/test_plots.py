@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from matplotlib.collections import LineCollection
 
-from adaptive_tokens.model import Method, Trace, adapt
-from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_map, edges, fade, head_scores, head_terms, patch_grid,
-                                   picture, plain, stages_of, token_counts, token_stages, tokens_per_block)
+from adaptive_tokens.model import Method, Trace, adapt, calibrate
+from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_map, edges, fade, gate_usage, head_scores, head_terms,
+                                   patch_grid, picture, plain, stages_of, token_counts, token_stages, tokens_per_block)
 
 
 def trace_of(active):
@@ -240,6 +240,21 @@ def test_models_without_such_terms_are_named():
     with pytest.raises(ValueError, match='at budget 1 nothing is scored'): head_scores(adapt(vit, 'as-vit', budget=1), image)
     with pytest.raises(ValueError, match='images have shape'): head_scores(adaptive(vit, (0, 0, 0)), image[None])
     with pytest.raises(ValueError, match='NaN'): head_scores(adaptive(vit, (0, 0, 0)), image / 0)
+
+
+# --- gates
+
+def test_usage_of_gates_is_the_mean_of_the_trace():
+    model = adapt(small(), 'adavit', budget=.6).eval()
+    images = torch.randn(6, 3, 64, 64)
+    calibrate(model, [images])
+    with torch.no_grad(): traces = [model(part, return_trace=True)[1] for part in images.split(2)]
+    axes = rendered(gate_usage(traces, title='$a $b')).axes
+    shown = [np.array([int(text.get_text()) for text in ax.texts]) for ax in axes[:3]]
+    heads, ran = (torch.cat([getattr(t, name) for t in traces]).float().mean(0) for name in ('heads', 'sublayers'))
+    assert (abs(shown[1] - 100 * heads.flatten().numpy()) <= .5).all() and (abs(shown[2] - 100 * ran.flatten().numpy()) <= .5).all()
+    assert len(shown[0]) == len(model.vit.blocks) and 0 < shown[0].mean() < 100
+    with pytest.raises(ValueError, match='no traces'): gate_usage([])
 
 
 # --- a whole run

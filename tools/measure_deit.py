@@ -1,12 +1,14 @@
-"""Measure the methods at the size of DeiT, on digits of 224 pixels: throughput of DeiT-S, single images of DeiT-T.
+"""Measure the methods at the size of DeiT, on digits of 224 pixels: throughput of DeiT-S, single images of DeiT-T, and
+each kind of AdaViT's gates alone and together, opened at fixed random rates.
 
     python tools/measure_deit.py
     python tools/measure_deit.py --device cuda --dtype bfloat16 --batch-size 256 --images 1024 --out runs/gpu
 
-Writes deit_small.json and deit_tiny.json, which nbs/60_bench.ipynb shows. Weights are random, so accuracy is not measured;
-speed does not know that. Let nothing else run meanwhile.
+Writes deit_small.json, deit_tiny.json and gates.json, which nbs/60_bench.ipynb and nbs/20_gating.ipynb show. Weights are
+random, so accuracy is not measured; speed does not know that. Let nothing else run meanwhile.
 """
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -16,6 +18,8 @@ import adaptive_tokens as at
 from adaptive_tokens.bench import benchmark
 from adaptive_tokens.blocks import embed, run_block
 from adaptive_tokens.data import ClutteredDigits
+from adaptive_tokens.gating import FORMS, KINDS, AdaViT
+from adaptive_tokens.model import AdaptiveViT
 from adaptive_tokens.tokens import PackedTokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,9 +49,29 @@ def candidates(vit, budgets, images):
     return models | {f'{name} {f}': calibrated(vit, name, f, images) for name in ('as-vit', 'a-vit') for f in budgets}
 
 
+class RandomGates(AdaViT):
+    "Gates open at the rates of the targets, by a draw of each block; what the layers say is computed and not heard"
+    def decide(self, l, block, t):
+        (gates, score), draw = super().decide(l, block, t), torch.Generator().manual_seed(l)
+        def opened(kind, *shape):  # the same for an image whatever batch it comes in
+            rate = self.targets[kind] if kind in self.kinds and l >= self.first(kind) else 1.
+            return (torch.rand(256, *shape, generator=draw) < rate)[:t.B].to(t.x.device)
+        rows = opened('patches', t.N).flatten()
+        return replace(gates, rows=rows.view(t.is_prefix.shape) | t.is_prefix, heads=opened('heads', self.num_heads),
+                       sublayers=opened('sublayers', 2)), score
+
+
+def gated(vit):
+    "The dense model; half of each kind alone; all three kinds at half of the dense multiply-adds, in both forms of heads"
+    alone = {f'{kind} at half': RandomGates(vit, .9, (kind,), targets={kind: .5}) for kind in KINDS}
+    together = {f'all kinds, {form} heads': RandomGates(vit, .5, form=form) for form in FORMS}
+    partial = {'heads at half, partial form': RandomGates(vit, .9, ('heads',), 'partial', dict(heads=.5))}
+    return {'dense': vit} | {name: AdaptiveViT(vit, method).eval() for name, method in (alone | partial | together).items()}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--models', nargs='+', default=['deit_small', 'deit_tiny'])
+    p.add_argument('--models', nargs='+', default=['deit_small', 'deit_tiny', 'gates'])
     p.add_argument('--device', default='cpu')
     p.add_argument('--dtype', default='float32')
     p.add_argument('--batch-size', type=int, default=16, help='of DeiT-S; DeiT-T takes one image at a time')
@@ -57,12 +81,15 @@ def main():
     args = p.parse_args()
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(args.images)])
     how = dict(repeats=args.repeats, device=args.device, dtype=args.dtype)
-    for name, batch, images, budgets in (('deit_small', args.batch_size, digits, (.65, .5)), ('deit_tiny', 1, digits[:16], (.65,))):
-        if name not in args.models: continue
+    jobs = dict(deit_small=('deit_small', lambda vit: candidates(vit, (.65, .5), digits[-16:]), digits, args.batch_size),
+                deit_tiny=('deit_tiny', lambda vit: candidates(vit, (.65,), digits[-16:]), digits[:16], 1),
+                gates=('deit_small', gated, digits, args.batch_size))
+    for job in args.models:
         torch.manual_seed(0)
+        name, models, images, batch = jobs[job]
         vit = timm.create_model(f'{name}_patch16_224', num_classes=10).eval()
-        table = benchmark(candidates(vit, budgets, digits[-16:]), images, batch_size=batch, **how)
-        table.save(args.out/f'{name}.json')
+        table = benchmark(models(vit), images, batch_size=batch, **how)
+        table.save(args.out/f'{job}.json')
         print(table)
 
 
