@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture', 'patch_grid', 'edges', 'fade', 'draw_kept', 'outline', 'stages_of', 'patches_of', 'token_stages', 'panels',
            'depth_map', 'numbered', 'tokens_per_block', 'token_counts', 'HeadRecorder', 'head_terms', 'head_scores',
-           'score_map', 'gate_usage']
+           'score_map', 'depth_distribution', 'gallery', 'gate_usage']
 
 # %% ../nbs/70_plots.ipynb #4c0978e7
 from collections.abc import Iterable
@@ -294,6 +294,60 @@ def score_map(ax, values, group):
     top = max(np.max(group, where=~np.isnan(group), initial=0), 1e-12)
     low = np.clip(np.min(group, where=~np.isnan(group), initial=top), top / 1000, top / 2)
     return ax.imshow(np.ma.masked_invalid(values.clip(low)), cmap='cividis', norm=LogNorm(low, top))
+
+# %% ../nbs/70_plots.ipynb #a02f08c8
+def depth_distribution(
+    traces:Trace|Iterable[Trace], # of one batch or of several
+    P:int=1,     # prefix tokens, vit.num_prefix_tokens
+    levels:Iterable[int]|None=None, # difficulty of each image [n]; None: all alike
+    level_names:Iterable[str]|None=None, # of level 0, 1, ...
+    title:str|None=None, # above the figure, plain text
+): # matplotlib Figure
+    "Share of patches that took part in at most so many blocks; raises ValueError as `token_counts`"
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    if not traces: raise ValueError('there are no traces to draw: give at least one')
+    depth, L = torch.cat([t.depth[:, P:].cpu() for t in traces]), traces[0].active.shape[1]
+    levels = torch.zeros(len(depth), dtype=torch.long) if levels is None else torch.as_tensor(levels).cpu()
+    if len(levels) != len(depth): raise ValueError(f'{len(levels)} levels for {len(depth)} images: give one per image')
+    fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
+    plt.close(fig)
+    kinds, names = levels.unique().tolist(), list(level_names or ())
+    for k, kind in enumerate(kinds):
+        share = torch.bincount(depth[levels == kind].flatten(), minlength=L + 1).cumsum(0) / depth[levels == kind].numel()
+        name = names[kind] if kind < len(names) else f'level {kind}' if len(kinds) > 1 else 'all'
+        ax.step(range(L + 1), 100 * share, where='post', label=plain(name), linestyle=('-', '--', ':', '-.')[k % 4],
+                color=plt.get_cmap('cividis')(.6 * k / max(len(kinds) - 1, 1)))
+    ax.set(xlabel='blocks the patch took part in', ylabel='% of patches, at most', xlim=(0, L), ylim=(0, 102), xticks=range(L + 1))
+    ax.legend(frameon=False)
+    if title is not None: fig.suptitle(plain(title), fontsize=10)
+    return fig
+
+# %% ../nbs/70_plots.ipynb #a12376d7
+def gallery(
+    images:Tensor, # [B, C, height, width], the batch of the trace
+    trace:Trace,   # of the batch
+    n:int=6,       # how many to show
+    patch_size:int|tuple[int, int]|None=None, # of the model; None: found out from image and trace
+    captions:Iterable|None=None, # of each image, plain text
+    mean:Iterable[float]|None=None, # see `picture`
+    std:Iterable[float]|None=None,
+): # matplotlib Figure, images above, their depths below
+    "Images from easy to hard by mean depth, and by its spread where that ties; raises ValueError where batch and trace differ"
+    if len(images) != len(trace.active): raise ValueError(f'{len(images)} images for a trace of {len(trace.active)}: give its batch')
+    rows, columns = patch_grid(images.shape[2:], trace.active.shape[2], patch_size)
+    depth, L = trace.depth[:, -rows * columns:].float().cpu(), trace.active.shape[1]
+    order = np.lexsort((depth.std(1).numpy(), depth.mean(1).numpy()))
+    chosen, captions = order[np.unique(np.linspace(0, len(order) - 1, n).round().astype(int))], list(captions or ())
+    fig, axes = plt.subplots(2, len(chosen), figsize=(1.5 * len(chosen) + .8, 3.6), squeeze=False, layout='constrained')
+    plt.close(fig)
+    for i, (top, below) in zip(chosen, axes.T):
+        top.imshow(picture(images[i], mean, std))
+        drawn = below.imshow(depth[i].reshape(rows, columns).numpy(), cmap='cividis', norm=BoundaryNorm(np.arange(-.5, L + 1), 256))
+        top.set_title(plain(captions[i]) if captions else f'image {i}', fontsize=9)
+        below.set_title(f'{depth[i].mean():.1f} blocks', fontsize=9)
+    for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    fig.colorbar(drawn, ax=axes[1].tolist(), label='blocks', ticks=np.unique(np.linspace(0, L, 4).round()))
+    return fig
 
 # %% ../nbs/70_plots.ipynb #3e062db5
 def gate_usage(

@@ -8,6 +8,7 @@ import torch
 
 import adaptive_tokens as at
 from adaptive_tokens.data import LEVELS
+from adaptive_tokens.gating import biases
 from adaptive_tokens.halting import budget_depth
 from adaptive_tokens.train import load_dense
 
@@ -67,6 +68,21 @@ def test_harder_images_get_more(seen, test_set):
 
 def test_a_vit_halts_at_the_depth_of_its_budget(seen, test_set):
     if seen['method'] == 'a-vit': assert abs(seen['blocks'].mean() - test_set['depth']) < .5
+
+
+def test_gates_that_foresee_what_matters_need_no_training(test_set):
+    dense, images = load_dense(SHIPPED/'dense').eval().float(), next(iter(at.digits_loader('train', 256)))[0]
+    right = {}
+    for start in ('from data', 'blind'):
+        torch.manual_seed(0)
+        model = at.adapt(dense, 'adavit', budget=.5)
+        if start == 'blind':  # biases that are set already are left alone
+            for b in biases(model.method): b.data.fill_(.1)
+        spent = at.calibrate(model, [images])
+        assert abs(spent - .5) < .02
+        with torch.inference_mode(): said = torch.cat([model(part).argmax(1) for part in test_set['x'][:500].split(250)])
+        right[start] = (said == test_set['b'].labels[:500]).float().mean()
+    assert right['from data'] > test_set['right'][:500].float().mean() - .1 > right['blind'] + .2
 
 
 def test_stored_results_are_about_what_is_shipped(seen, test_set):

@@ -10,8 +10,9 @@ from hypothesis import given, settings, strategies as st
 from matplotlib.collections import LineCollection
 
 from adaptive_tokens.model import Method, Trace, adapt, calibrate
-from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_map, edges, fade, gate_usage, head_scores, head_terms,
-                                   patch_grid, picture, plain, stages_of, token_counts, token_stages, tokens_per_block)
+from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_distribution, depth_map, edges, fade, gallery,
+                                   gate_usage, head_scores, head_terms, patch_grid, picture, plain, stages_of, token_counts,
+                                   token_stages, tokens_per_block)
 
 
 def trace_of(active):
@@ -255,6 +256,26 @@ def test_usage_of_gates_is_the_mean_of_the_trace():
     assert (abs(shown[1] - 100 * heads.flatten().numpy()) <= .5).all() and (abs(shown[2] - 100 * ran.flatten().numpy()) <= .5).all()
     assert len(shown[0]) == len(model.vit.blocks) and 0 < shown[0].mean() < 100
     with pytest.raises(ValueError, match='no traces'): gate_usage([])
+
+
+# --- depths
+
+def test_depth_distribution_counts_patches_of_each_level():
+    trace = kept(16, [16, 8, 4, 4], B=3)
+    axis = rendered(depth_distribution([trace, trace], levels=[0, 0, 0, 1, 1, 1], level_names=['$a', 'b'])).axes[0]
+    assert [line.get_label() for line in axis.lines] == [r'\$a', 'b']
+    for line in axis.lines: assert line.get_ydata().tolist() == [0, 50, 75, 75, 100]
+    with pytest.raises(ValueError, match='2 levels for 3 images'): depth_distribution(trace, levels=[0, 1])
+    with pytest.raises(ValueError, match='no traces'): depth_distribution([])
+
+
+def test_gallery_goes_from_easy_to_hard():
+    active = torch.cat([kept(16, [16, n, n, n]).active for n in (16, 2, 8, 4)])
+    axes = rendered(gallery(torch.rand(4, 3, 64, 64), trace_of(active), n=3, patch_size=16, captions=['$x', 'b', 'c', 'd'])).axes
+    assert [ax.get_title() for ax in axes[:3]] == ['b', 'c', r'\$x']
+    blocks = [float(ax.get_title().split()[0]) for ax in axes[3:6]]
+    assert blocks == sorted(blocks) and blocks[-1] == 4
+    with pytest.raises(ValueError, match='give its batch'): gallery(torch.rand(2, 3, 64, 64), trace_of(active))
 
 
 # --- a whole run

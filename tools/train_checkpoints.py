@@ -3,7 +3,7 @@
     python tools/train_checkpoints.py --seeds 0 1 2
 
 Writes adaptive_tokens/checkpoints/ (in half precision, of the seed whose adaptive models do best on training scenes that no
-model has seen) and benchmarks/digits.json (all seeds, on test images, which no choice looks at; for the shipped one, what
+model has seen) and benchmarks/digits.json (all seeds, on test images, which no choice looks at; for the first seed, what
 each kind of AdaViT's gates buys).
 A model that an earlier run has left in --out is not trained again, so seeds may be trained side by side first.
 """
@@ -147,7 +147,7 @@ def main():
     p.add_argument('--epochs', type=int, default=3, help='epochs of the dense model')
     p.add_argument('--tune-size', type=int, default=80_000, help='training images of the fine-tuning epoch')
     p.add_argument('--budget-weight', type=float, default=1., help='of the budget loss while fine-tuning')
-    p.add_argument('--ablation-size', type=int, default=20_000, help='training images of each row of the ablation')
+    p.add_argument('--ablation-size', type=int, default=10_000, help='training images of each row of the ablation')
     p.add_argument('--control', action='store_true', help='also tune the dense model as long as AS-ViT')
     p.add_argument('--out', type=Path, default=ROOT/'runs'/'digits', help='folder of logs and full checkpoints')
     args = p.parse_args()
@@ -155,7 +155,8 @@ def main():
     unseen = lambda seed: sum(runs[seed][1][name]['top1_training_digits_unseen_scenes'] for name in ADAPTIVE)
     shipped = max(runs, key=unseen)
     models, recipe = runs[shipped][0], {k: v for k, v in vars(args).items() if k not in ('out', 'seeds')} | dict(adaptive=ADAPTIVE)
-    what_gates_buy = ablation(models['dense'], shipped, args.out, args.ablation_size)
+    first = min(runs)
+    what_gates_buy = ablation(runs[first][0]['dense'], first, args.out, args.ablation_size)
     write_json(ROOT/'benchmarks'/'digits.json', dict(recipe=recipe, hardware=hardware(), shipped=shipped, ablation=what_gates_buy,
                                                      results=[row for _, row in runs.values()]))
     save_dense(models['dense'].half(), ROOT/'adaptive_tokens'/'checkpoints'/'dense')
