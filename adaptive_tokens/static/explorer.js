@@ -7,6 +7,7 @@ const DASHES = ['none', '6 3', '2 3', '8 3 2 3'];   // of the lines of the first
 const MODES = ['Overlay', 'Image', 'Depth'];
 const FOCUSABLE = new Set(['button', 'input', 'select', 'summary']);
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const KEY = () => node('p', { class: 'at-facts' }, 'A dot for each block with a score: filled where it reaches the dashed line.');
 const HINT = 'Point at a patch, or move over a picture with the arrow keys. Enter keeps the card, Escape closes it.';
 
 // --- elements
@@ -170,7 +171,7 @@ function render({ model, el }) {
       onpointerdown: e => { local.hover = null; local.pinned = true; put('token', patchAt(svg, e) ?? -1); update(); } },
       picture, faded, depth, ...rim, ...mark);
     const title = node('figcaption'), facts = node('p', { class: 'at-facts' }), usage = node('div', { class: 'at-usage' });
-    const made = node('figure', { class: 'at-model' }, title, svg, facts, usage, ...budgetOf(k));
+    const made = node('figure', {}, title, svg, facts, usage, ...budgetOf(k));
     let drawn = '';
 
     function describe() {
@@ -208,16 +209,16 @@ function render({ model, el }) {
     kinds.push(['attn', l => run.sublayer(i, l, 0)], ['MLP', l => run.sublayer(i, l, 1)]);
     const shut = kinds.map(([name, on]) => [name, [...Array(L).keys()].filter(l => !on(l)).map(l => l + 1)]).filter(([, off]) => off.length);
     if (!shut.length) return node('p', { class: 'at-facts' }, `All ${run.H} heads, attention and MLP ran in every block.`);
-    const svg = draw('svg', { viewBox: `0 0 ${L * 10 + 36} ${kinds.length * 10 + 12}`, role: 'img', class: 'at-cells',
+    const svg = draw('svg', { viewBox: `0 0 ${L * 10 + 38} ${kinds.length * 10 + 12}`, role: 'img', class: 'at-cells',
       'aria-label': `Shut in ${run.name}: ` + shut.map(([name, off]) => `${name} in block ${spans(off)}`).join('; '),
       onclick: e => { const l = e.target.getAttribute('data-block'); if (l) put('layer', Number(l)); } });
     kinds.forEach(([name, on], y) => {
-      svg.append(draw('text', { x: 32, y: y * 10 + 8, class: 'at-end' }, name));
-      for (let l = 0; l < L; l++) svg.append(draw('rect', { x: 36 + l * 10 + 1, y: y * 10 + 1, width: 8, height: 8,
+      svg.append(draw('text', { x: 35, y: y * 10 + 8, class: 'at-end' }, name));
+      for (let l = 0; l < L; l++) svg.append(draw('rect', { x: 38 + l * 10 + 1, y: y * 10 + 1, width: 8, height: 8,
         'data-block': l + 1, class: on(l) ? 'at-open' : 'at-shut' }));
     });
-    for (const l of new Set([1, Math.ceil(L / 2), L])) svg.append(draw('text', { x: 41 + (l - 1) * 10, y: kinds.length * 10 + 9, class: 'at-middle' }, String(l)));
-    svg.append(draw('rect', { x: 36 + (get('layer') - 1) * 10, y: 0, width: 10, height: kinds.length * 10, class: 'at-now' }));
+    for (const l of new Set([1, Math.ceil(L / 2), L])) svg.append(draw('text', { x: 43 + (l - 1) * 10, y: kinds.length * 10 + 9, class: 'at-middle' }, String(l)));
+    svg.append(draw('rect', { x: 38 + (get('layer') - 1) * 10, y: 0, width: 10, height: kinds.length * 10, class: 'at-now' }));
     return svg;
   }
 
@@ -233,7 +234,7 @@ function render({ model, el }) {
   const notice = node('p', { role: 'status', class: 'at-facts' });
 
   // the card of one patch
-  const headline = node('p', { 'aria-live': 'polite', class: 'at-headline' }), stories = node('div');
+  const headline = node('p', { 'aria-live': 'polite' }), stories = node('div');
   const card = node('section', { class: 'at-card', 'aria-label': 'Patch' }, headline, stories);
 
   function sparkline(run, i, n) {
@@ -249,19 +250,22 @@ function render({ model, el }) {
       ...points.map(p => draw('circle', { cx: x(p[0]), cy: y(p[1]), r: 3, stroke: run.stroke, class: 'at-dot', fill: above(p) ? run.stroke : 'var(--at-back)' })))];
   }
 
+  // What is told of a patch: the blocks it took part in, its last score up to this block, and why it left if no score says so.
   function story(run, n) {
-    const i = get('image'), l = get('layer'), took = run.blocksOf(i, n), value = run.value(i, l - 1, n), line = run.lines[l - 1];
-    const told = [`${took.length} of ${L} blocks` + (took.length && took.length < L ? ` (${spans(took)})` : '')];
-    if (value !== null) told.push(`block ${l}: ${run.words[0]} ${short(value)}` + (line === null ? '' : `, ${run.words[1]} ${short(line)}`));
-    const last = took.length ? run.value(i, took.length - 1, n) : null;
-    if (run.method === 'a-vit' && last !== null && took.length < L && last < run.lines[took.length - 1]) told.push('left together with the class token');
-    return node('div', { class: 'at-story' }, node('p', {}, sample(run), ' ', node('b', {}, run.name), ': ', told.join('; ')), ...sparkline(run, i, n));
+    const i = get('image'), took = run.blocksOf(i, n), told = [`${took.length} of ${L} blocks` + (took.length && took.length < L ? ` (${spans(took)})` : '')];
+    let l = get('layer') - 1;
+    while (l > 0 && run.value(i, l, n) === null) l--;
+    const value = run.value(i, l, n), line = run.lines[l];
+    if (value !== null) told.push(`block ${l + 1}: ${run.words[0]} ${short(value)}` + (line === null ? '' : `, ${run.words[1]} ${short(line)}`));
+    if (run.method === 'a-vit' && l + 1 < get('layer') && value < line) told.push('left together with the class token');
+    return node('div', {}, node('p', {}, sample(run), ' ', node('b', {}, run.name), ': ', told.join('; ')), ...sparkline(run, i, n));
   }
 
   function updateCard() {
     const n = shown(), text = n < 0 ? HINT : `Patch ${n} (row ${Math.floor(n / columns)}, column ${n % columns})${local.pinned ? ', kept' : ''}`;
     if (headline.textContent !== text) headline.textContent = text;
-    stories.replaceChildren(...(n < 0 ? [] : runs.map(run => story(run, n))));
+    set(headline, { class: n < 0 ? 'at-hint' : 'at-headline' });
+    stories.replaceChildren(...(n < 0 ? [] : [...runs.map(run => story(run, n)), ...(runs.some(run => run.budget !== null) ? [KEY()] : [])]));
   }
   function updateTokens() { figures.forEach(f => f.token()); updateCard(); }
 
@@ -301,7 +305,7 @@ function render({ model, el }) {
       return { i, depth: m, spread: mean(each.map(d => Math.sqrt(mean(d.map(v => (v - mean(d)) ** 2))))) };
     }).sort((a, b) => a[local.sort] - b[local.sort]);
     buttons = stats.map(({ i, depth, spread }) => node('button', { type: 'button', class: 'at-thumb', onclick: () => put('image', i), 'data-image': i },
-      node('img', { src: data.pictures[i], alt: `Image ${i}${data.labels ? ` of ${data.labels[i]}` : ''}`, width: 56, height: 56 * height / width }),
+      node('img', { src: data.pictures[i], alt: `Image ${i}${data.labels ? `, class ${data.labels[i]}` : ''}`, width: 56, height: 56 * height / width }),
       node('span', {}, `${(local.sort === 'depth' ? depth : spread).toFixed(1)} blocks`)));
     thumbs.replaceChildren(...buttons);
     markThumb();
@@ -325,8 +329,9 @@ function render({ model, el }) {
   const picked = node('p', { class: 'at-picked' });
   const figures = runs.map((_, k) => figureOf(k));
   const root = node('div', { class: 'at-explorer' }, controls, live, picked,
-    node('div', { class: 'at-models' }, ...figures.map(f => f.node)), notice, bar,
-    node('div', { class: 'at-below' }, card, node('figure', { class: 'at-model' }, node('figcaption', {}, 'Active patches in each block'), curve)),
+    node('div', { class: figures.length === 1 ? 'at-beside' : null },
+      node('div', {}, node('div', { class: 'at-models' }, ...figures.map(f => f.node)), notice, bar),
+      node('div', { class: 'at-below' }, card, node('figure', {}, node('figcaption', {}, 'Active patches in each block'), curve))),
     ...(data.pictures.length > 1 ? [gallery] : []), numbers);
   el.replaceChildren(root);
 
@@ -338,7 +343,7 @@ function render({ model, el }) {
     updateCurve();
     updateTable();
     markThumb();
-    picked.textContent = `Image ${i} of ${data.pictures.length}` + (data.labels ? `: ${data.labels[i]}` : '');
+    picked.textContent = `Image ${i} of ${data.pictures.length}` + (data.labels ? `, class: ${data.labels[i]}` : '');
     bar.hidden = local.mode !== 'Depth';
   }
   const listeners = { 'change:layer': update, 'change:token': update, 'change:image': update,
@@ -367,7 +372,7 @@ export function mount(el, values) {
 // A page in a frame asks for the height that it needs.
 export function fit() {
   const grow = () => {
-    try { if (window.frameElement) window.frameElement.style.height = `${document.documentElement.scrollHeight}px`; }
+    try { if (window.frameElement) window.frameElement.style.height = `${Math.ceil(document.body.getBoundingClientRect().height)}px`; }
     catch { /* the page around is of another origin: the frame scrolls */ }
   };
   new ResizeObserver(grow).observe(document.body);
