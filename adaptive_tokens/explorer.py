@@ -66,7 +66,7 @@ def quantised(
     lines:list,    # what those of each block are compared with, or None [L]
 ) -> dict:         # low and high of each block, and the levels as base64
     "Scores in a byte each"
-    values, levels, spans = values.double().cpu().numpy(), np.full(values.shape, NONE, np.uint8), []
+    values, levels, spans = values.cpu().double().numpy(), np.full(values.shape, NONE, np.uint8), []
     for l, line in enumerate(lines):
         v = values[:, l]
         ends = [*v[~np.isnan(v)], *([] if line is None else [line])] or [0.]
@@ -215,7 +215,13 @@ class Explorer(anywidget.AnyWidget):
     image = traitlets.Int(0).tag(sync=True)   # from 0
     notice = traitlets.Unicode().tag(sync=True) # what became of the last budget
 
-    def __init__(self, models, images, labels, classes, data):
+    def __init__(self,
+        models:Mapping[str, nn.Module], # by name
+        images:Tensor,     # [B, C, height, width]
+        labels:list|None,  # class number of each image
+        classes:list|None, # names by class number
+        data:dict,         # what all models share: grid, size, blocks, palette, pictures, labels
+    ):
         self.models, self.images, self.labels, self.classes = dict(models), images, labels, classes
         super().__init__(data=data, runs=[self.run(name) for name in models])
         self.on_msg(lambda _, message, __: _heard(self, message))
@@ -235,7 +241,11 @@ class Explorer(anywidget.AnyWidget):
     def _check(self, proposal): return _check(self.data, proposal['trait'].name, proposal['value'])
 
 # %% ../nbs/71_explorer.ipynb #b0a5db61
-def _check(data, name, value):
+def _check(
+    data:dict, # of the explorer
+    name:str,  # of the trait
+    value:int, # that it shall have
+) -> int:      # the same
     "Raise TraitError for a block, patch or image that there is not"
     low, high = dict(layer=(1, data['blocks']), token=(-1, data['grid'][0] * data['grid'][1] - 1),
                      image=(0, len(data['pictures']) - 1))[name]
@@ -243,13 +253,20 @@ def _check(data, name, value):
     return value
 
 
-def _save(explorer, path):
+def _save(
+    explorer:Explorer,
+    path:str|Path, # file to write; its folder is made if missing
+):
     "Write the page; it works without a network and without a kernel"
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_text(path, explorer.page())
 
 
-def _set_budget(explorer, name, budget):
+def _set_budget(
+    explorer:Explorer,
+    name:str,     # of an adaptive model
+    budget:float, # share of the dense multiply-adds
+) -> float:       # share that is spent on the images now
     "Calibrate a copy of a model's method on the images and run them again; raises ValueError as `calibrate` does"
     model = explorer.models[name]
     if not isinstance(model, AdaptiveViT): raise ValueError(f'{name} is dense, it has no budget')
