@@ -226,7 +226,7 @@ function render({ model, el }) {
   function budgetOf(k) {
     if (!model.send || runs[k].budget === null) return [];
     const said = node('span', { class: 'at-number' }, percent(runs[k].budget));
-    const input = node('input', { type: 'range', min: .3, max: 1, step: .05, value: runs[k].budget,
+    const input = node('input', { type: 'range', min: .1, max: 1, step: .05, value: runs[k].budget,
       oninput: () => { said.textContent = percent(Number(input.value)); },
       onchange: () => { notice.textContent = 'Calibrating'; model.send({ kind: 'budget', run: k, budget: Number(input.value) }); } });
     return [node('label', { class: 'at-block' }, 'Budget ', input, said)];
