@@ -2,6 +2,7 @@
 from adaptive_tokens.bench import Benchmark, benchmark
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader
+from adaptive_tokens.explorer import Explorer, explore
 from adaptive_tokens.gating import AdaViT
 from adaptive_tokens.halting import AViT
 from adaptive_tokens.model import AdaptiveViT, Method, Trace, adapt, calibrate, create_model
@@ -10,6 +11,6 @@ from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 from adaptive_tokens.train import evaluate, fit
 
 __version__ = "0.1.0"
-__all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'MaskedTokens', 'Method',
-           'PackedTokens', 'Trace', 'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'fit', 'image_loader',
-           'macs']
+__all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'Explorer', 'MaskedTokens', 'Method',
+           'PackedTokens', 'Trace', 'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore',
+           'fit', 'image_loader', 'macs']

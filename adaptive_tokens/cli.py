@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'COMMANDS', 'FOLDERS', 'BY_NAME', 'TIMING', 'STYLE',
-           'CHECKPOINTS', 'MEANS', 'LEAD', 'REFUSED', 'check_folder', 'results', 'tell', 'load', 'make_backbone',
-           'sample', 'find_images', 'classes_in', 'with_fitting_labels', 'from_one', 'from_zero', 'Unset', 'command',
-           'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim', 'adapted', 'bench', 'calibrate',
-           'prepared', 'validation', 'unless_empty', 'train', 'as_table', 'as_figure', 'as_page', 'report', 'by_level',
-           'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'say', 'main']
+           'CHECKPOINTS', 'MEANS', 'LEAD', 'LINK', 'REFUSED', 'check_folder', 'results', 'tell', 'load',
+           'make_backbone', 'sample', 'find_images', 'classes_in', 'class_folders', 'with_fitting_labels', 'from_one',
+           'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim',
+           'adapted', 'bench', 'calibrate', 'prepared', 'validation', 'unless_empty', 'train', 'as_table', 'as_figure',
+           'as_page', 'report', 'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo',
+           'check_file', 'shown', 'explore', 'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -28,15 +29,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 # %% ../nbs/80_cli.ipynb #f74ddb00
 from .bench import Benchmark, benchmark, footnote, gather
 from .blocks import check_backbone
-from .data import (EVAL_SPLITS, LEVELS, TRAIN_SPLITS, ClutteredDigits, digits_loader, digits_vit,
-                                  image_loader, normalize)
+from .data import (EVAL_SPLITS, LEVELS, MEAN, STD, TRAIN_SPLITS, ClutteredDigits, digits_loader,
+                                  digits_vit, image_loader, normalize)
 from .devices import DEVICES, DTYPES, resolve_device, resolve_dtype
+from .explorer import MOST
+from .explorer import explore as look_into
 from .model import METHODS, AdaptiveViT, adapt, check_budget, check_checkpoint, nearest
 from .model import calibrate as turn_knob
 from .plots import depth_map, gate_usage, head_scores, token_counts, token_stages
@@ -141,9 +145,15 @@ def classes_in(
     "Number of classes that the images come in"
     data = getattr(loader.dataset, 'dataset', loader.dataset)  # a sample knows what it was drawn from
     if isinstance(data, ClutteredDigits): return 10
-    reader = getattr(getattr(data, 'data', data), 'reader', None)
-    known = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)  # folders, tars
+    known = class_folders(loader)
     return max(known.values()) + 1 if known else None
+
+
+def class_folders(loader):
+    "Class numbers by name of the folder; empty where the reader does not tell"
+    data = getattr(loader.dataset, 'dataset', loader.dataset)
+    reader = getattr(getattr(data, 'data', data), 'reader', None)
+    return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}  # folders, tars
 
 
 def with_fitting_labels(
@@ -207,7 +217,7 @@ WORK = dict(
     batch_size=('COUNT', 'images per step or timed call, e.g. 64'),
     repeats=('COUNT', 'timed passes over the images, e.g. 20; one is too few for a spread'),
     threads=('COUNT', 'CPU threads while measuring, e.g. 1'),
-    out=('DIR', 'folder for the results, e.g. out/'),
+    out=('PATH', 'folder for the results, e.g. out/; of explore the page itself, e.g. page.html'),
     seed=('N', 'of everything random, e.g. 1'),
     device=(DEVICES, 'where to compute; auto takes the fastest that is there, e.g. cpu'),
     dtype=(tuple(DTYPES), 'precision of the matrix products, e.g. bfloat16'),
@@ -499,6 +509,7 @@ def report(
     bench:Benchmark,   # saved as benchmark.json, shown as table and figure
     tables:tuple=(),   # more (caption, cells, note)
     figures:tuple=(),  # more (file name, matplotlib Figure, alt, caption)
+    end:str='',        # last part of the page, HTML
 ):
     "Write benchmark.json, each figure as a picture, and index.html that holds all of it"
     bench.save(folder/'benchmark.json')
@@ -512,7 +523,7 @@ def report(
         figure.savefig(folder/name, dpi=150, facecolor='white')
         plt.close(figure)
         parts.append(as_figure((folder/name).read_bytes(), figure.get_size_inches(), alt, caption))
-    (folder/'index.html').write_text(as_page(title, lead, parts), encoding='utf-8', errors='xmlcharrefreplace')
+    (folder/'index.html').write_text(as_page(title, lead, [*parts, end]), encoding='utf-8', errors='xmlcharrefreplace')
 
 # %% ../nbs/80_cli.ipynb #80599b9a
 @torch.no_grad()
@@ -603,11 +614,11 @@ def shipped(
 
 
 @command('Show what the shipped models do: benchmark them on embedded test images (a minute or two on a laptop).\n'
-         'Prints the table and writes a page with table and pictures, the pictures, and the numbers as json.',
+         'Prints the table and writes a page with table and pictures, the pictures, the numbers as json, and the explorer.',
          'adaptive-tokens demo', 'adaptive-tokens demo --n 3000 --repeats 10 --out /tmp/demo',
          n=900, batch_size=16, repeats=5, threads=Unset("torch's choice"), out='demo')
 def demo(args):
-    "The command `demo`: writes benchmark.json, pictures and index.html"
+    "The command `demo`: writes benchmark.json, pictures, explorer.html and index.html"
     with results(args.out) as folder:
         models, tables, figures = shipped(), [], []
         stem = models['dense'].patch_embed
@@ -618,8 +629,10 @@ def demo(args):
             cells, tokens, level = by_level(model.to(resolve_device(args.device)), digits, 64)
             tables.append((f'{name}: what an image gets, by difficulty', cells, MEANS))
             figures += pictures(name, model, digits, tokens, level)
-        report(folder, 'Compute where an image needs it', LEAD, table, tables, figures)
-    tell(f"\nTable and pictures: open {Path(args.out)/'index.html'} in a browser")
+        b = digits.batch(range(min(len(digits), 12)))
+        shown(dict(list(models.items())[:MOST]), normalize(b.images), b.labels, {}, 'digits').save(folder/'explorer.html')
+        report(folder, 'Compute where an image needs it', LEAD, table, tables, figures, LINK)
+    tell(f"\nTable and pictures: open {Path(args.out)/'index.html'} in a browser; to look into the models, explorer.html")
 
 
 MEANS = 'Means over the images of the row. By chance, a patch on the digit and one beside it would run as many blocks.'
@@ -627,6 +640,45 @@ LEAD = ('Cluttered Digits: name the one whole digit among fragments of others, u
         'every patch in every block; an adaptive one lets patches go on its way. How many, on which images, and what '
         'that is worth in time, is measured here. The network is tiny, 33 million multiply-adds, so that in small batches '
         'bookkeeping eats what it saves; at the size of DeiT-S the saving arrives in full (see the benchmark notebook).')
+LINK = '<p><a href="explorer.html">Look into the models</a>, patch by patch and block by block, with twelve of the images.</p>'
+
+# %% ../nbs/80_cli.ipynb #260d44af
+def check_file(
+    out:str, # file to be written
+) -> Path:   # the same
+    "Raise ValueError if a folder is in its place, or a file in the place of its folder"
+    if Path(out).is_dir(): raise ValueError(f'{out} is a folder: name a file for --out, such as {Path(out)/"explorer.html"}')
+    check_folder(Path(out).absolute().parent)
+    return Path(out)
+
+
+def shown(models, images, labels, folders, root):
+    "Explorer of models that share a transform"
+    first = next(iter(models.values()))
+    look = dict(mean=MEAN, std=STD) if root == 'digits' else resolve_model_data_config(getattr(first, 'vit', first))
+    names = {number: name for name, number in folders.items()}
+    classes = [names.get(k, str(k)) for k in range(max(names) + 1)] if names and labels is not None else None
+    return look_into(models, images, labels, classes, look['mean'], look['std'])
+
+# %% ../nbs/80_cli.ipynb #8ea865ad
+@command('Look into models: which patches they kept in which block of an image, by which score, at which price.\n'
+         'Writes one page with up to four models side by side; it works without a network.',
+         'adaptive-tokens explore', 'adaptive-tokens explore --images photos/ --model runs/dense/best runs/as-vit/best',
+         many=('model',), model=Unset('the shipped ones'), images='digits', reader=FOLDERS, split='validation',
+         class_map=BY_NAME, n=12, workers=0, out='explorer.html')
+def explore(args):
+    "The command `explore`: writes a page"
+    out, device, dtype = check_file(args.out), resolve_device(args.device), resolve_dtype(args.dtype)
+    models = {where: load(where) for where in args.model} if args.model else dict(list(shipped().items())[:MOST])
+    first = next(iter(models.values()))
+    vit = getattr(first, 'vit', first)
+    loader = find_images(argparse.Namespace(**vars(args), batch_size=args.n), vit, args.images, args.split, args.n)
+    images, labels = with_fitting_labels(loader, vit.num_classes)
+    models = {name: model.to(device) for name, model in models.items()}
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        page = shown(models, images, labels, class_folders(loader), args.images)
+    page.save(out)
+    tell(f'{page}\n\nOpen {out} in a browser')
 
 # %% ../nbs/80_cli.ipynb #267d02b5
 REFUSED = (ValueError, OSError, ImportError, NotImplementedError, torch.OutOfMemoryError)

@@ -1,5 +1,7 @@
 "What a machine lacks is skipped by mark, with the reason; the report's header says the same in one line per mark."
 import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
@@ -19,6 +21,17 @@ def lacking_hub():
     return ''
 
 
+def chromium():
+    "Path of a browser without a window; None if there is none."
+    return shutil.which('chromium-headless-shell') or shutil.which('chromium')
+
+
+def lacking_browser():
+    "Why nothing can be shown; empty if it can."
+    if not find_spec('playwright'): return 'playwright is not installed'
+    return '' if chromium() else 'no chromium-headless-shell or chromium on PATH (Debian: apt-get install chromium-headless-shell)'
+
+
 def pytest_addoption(parser):
     parser.addoption('--fast', action='store_true', help='leave out what takes more than about 20 s (mark slow)')
 
@@ -26,7 +39,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     torch.set_num_threads(1)  # small models make threads wait for each other
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
-                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub())
+                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(), browser=lacking_browser())
 
 
 def pytest_report_header(config):

@@ -118,7 +118,8 @@ def check_page(folder, pictures):
     page = Page(folder/'index.html')
     assert len(page.all('img')) == pictures
     assert all(len(a['alt']) > 20 and a['src'].startswith('data:image/png;base64,') for a in page.all('img'))
-    assert not {'script', 'link', 'iframe', 'object', 'a'} & {tag for tag, _ in page.tags}
+    assert not {'script', 'link', 'iframe', 'object'} & {tag for tag, _ in page.tags}
+    assert all(a['href'] == 'explorer.html' and (folder/'explorer.html').is_file() for a in page.all('a'))
     assert not [a for _, a in page.tags if any(name.startswith('on') for name in a)]
     assert page.all('html')[0]['lang'] == 'en' and len(page.all('title')) == len(page.all('h1')) == 1
     metas = page.all('meta')
@@ -150,7 +151,7 @@ def test_examples_are_complete_command_lines(line):
 
 def test_help_and_version_of_the_whole(run):
     code, text, _ = run('--help')
-    assert code == 0 and all(f'    {name}' in text for name in ('demo', 'train', 'bench', 'calibrate'))
+    assert code == 0 and all(f'    {name}' in text for name in ('demo', 'train', 'bench', 'calibrate', 'explore'))
     assert run('--version')[:2] == (0, f'{at.__version__}\n')
 
 
@@ -338,9 +339,10 @@ def test_demo_writes_numbers_pictures_and_a_page(run, small_demo, out):
     assert code == 0 and err == '' and 'as-vit' in text and str(out/'index.html') in text
     pictures = {f'{method}-{name}.png' for method in ('as-vit', 'a-vit', 'adavit') for name in ('easy', 'medium', 'hard', 'tokens')}
     pictures |= {'as-vit-heads.png', 'adavit-gates.png'}
-    assert {f.name for f in out.iterdir()} == PAGE | pictures and list(out.parent.iterdir()) == [out]
+    assert {f.name for f in out.iterdir()} == PAGE | pictures | {'explorer.html'} and list(out.parent.iterdir()) == [out]
     for name in pictures: Image.open(out/name).verify()
     page = check_page(out, 15)
+    assert len(page.all('a')) == 1 and '"a-vit"' in (out/'explorer.html').read_text()
     assert len(page.all('table')) == 4
     assert all(word in page.text for word in ('difficulty', 'easy', 'hard', 'beside it', 'speed-up'))
     assert [row['name'] for row in Benchmark.load(out/'benchmark.json').rows] == ['dense', 'a-vit', 'adavit', 'as-vit']
@@ -352,7 +354,7 @@ def test_demo_renews_its_own_folder_and_spares_the_rest(run, small_demo, out):
     (out/'index.html').write_text('old')
     assert run('demo', '--out', out, *FEW, '--n', '2')[0] == 0
     assert (out/'notes.txt').read_text() == 'mine' and (out/'index.html').read_text() != 'old'
-    assert len(check_page(out, 8).all('tr')) == 4 + 3 + 3  # two images are easy and medium
+    assert len(check_page(out, 12).all('tr')) == 5 + 3 + 3 + 3  # two images are easy and medium
 
 
 def test_by_level_counts_blocks_on_the_digit_and_beside_it():
@@ -373,6 +375,34 @@ def test_by_level_counts_blocks_on_the_digit_and_beside_it():
 def test_demo_says_that_its_models_are_missing(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, 'files', lambda package: tmp_path)
     refused(['holds no dense model', 'install'], 'demo', *FEW)
+
+
+# --- explore
+
+def test_explore_writes_a_page(run, small_demo, out):
+    code, text, err = run('explore', '--n', '5', '--device', 'cpu', '--out', out/'page.html')
+    assert code == 0 and err == '' and 'image 0 of 5, of class' in text and f"Open {out/'page.html'}" in text
+    assert all(f'\n{name} ' in text for name in ('dense', 'a-vit', 'adavit', 'as-vit'))
+    assert [f.name for f in out.iterdir()] == ['page.html'] and '"mount' not in (out/'page.html').read_text()[:100]
+
+
+def test_explore_shows_photos_with_the_names_of_their_folders(run, kept, copied, photos, out, adaptive):
+    code, text, err = run('explore', '--model', adaptive, '--images', photos, '--n', '3', '--device', 'cpu', '--out', out/'page.html')
+    assert code == 0 and 'no accuracy' in err and 'of class' not in text  # two folders, ten classes
+    classes = photos.parent/'classes.txt'
+    classes.write_text('\n'.join([*(f'other{k}' for k in range(8)), 'class0', 'class1']))
+    words = ['--model', adaptive, '--images', photos, '--class-map', classes, '--device', 'cpu', '--out', out/'page.html']
+    code, text, err = run('explore', *words)
+    assert code == 0 and err == '' and 'of class class' in text
+    assert 'data:image/png' in (out/'page.html').read_text()
+
+
+def test_explore_refuses_what_it_cannot_write_or_show(run, refused, adaptive, dense, tmp_path):
+    refused([str(tmp_path), 'is a folder', '--out'], 'explore', '--model', adaptive, '--out', tmp_path, writes=False)
+    (tmp_path/'taken').write_text('mine')
+    refused([f"{tmp_path/'taken'} is a file", '--out'], 'explore', '--model', 'x', '--out', tmp_path/'taken'/'page.html', writes=False)
+    refused(['5 models', '1 to 4'], 'explore', '--model', *(f'{dense}{"/" * k}' for k in range(5)), '--out', tmp_path/'page.html', writes=False)
+    assert not (tmp_path/'page.html').exists() and (tmp_path/'taken').read_text() == 'mine'
 
 
 # --- hostile names
