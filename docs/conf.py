@@ -90,12 +90,13 @@ def comments(thing):
     if inspect.isclass(thing) and not is_dataclass(thing): thing = thing.__init__
     text = textwrap.dedent(inspect.getsource(thing))
     tree, tokens = ast.parse(text).body[0], tokenize.generate_tokens(StringIO(text).readline)
-    beside = {t.start[0]: t.string[1:].strip() for t in tokens if t.type == tokenize.COMMENT and t.start[0] > tree.lineno}
-    if isinstance(tree, ast.ClassDef): lines = {o.target.id: o.lineno for o in tree.body if isinstance(o, ast.AnnAssign)}
+    beside = {t.start[0]: t.string[1:].strip() for t in tokens if t.type == tokenize.COMMENT}
+    if isinstance(tree, ast.ClassDef):
+        lines = {o.target.id: o.lineno for o in tree.body if isinstance(o, ast.AnnAssign)}
     else:
         lines = {o.arg: o.lineno for o in ast.walk(tree.args) if isinstance(o, ast.arg)}
         if tree.returns: lines['return'] = tree.returns.lineno
-    return {name: beside[line] for name, line in lines.items() if line in beside}
+    return {name: beside[line] for name, line in lines.items() if line in beside and line > tree.lineno}
 
 
 def described(thing):
@@ -104,7 +105,9 @@ def described(thing):
     return thing.__globals__[call[1]] if call else thing
 
 
-def plain(text): return re.sub(r'([*_|\\])(?=[^`]*(?:`[^`]*`[^`]*)*$)', r'\\\1', text)
+def plain(text):
+    "Markup characters outside of backticks stand for themselves."
+    return re.sub(r'([*_|\\])(?=[^`]*(?:`[^`]*`[^`]*)*$)', r'\\\1', text)
 
 
 def describe(app, what, name, thing, options, lines):
@@ -126,11 +129,13 @@ def leave_out(app, what, name, thing, skip, options):
 
 def formula(writer, node):
     "MathML: browsers show it without a script or a font from elsewhere."
-    block, number = node.tagname == 'math_block', node.get('number')
+    block = isinstance(node, nodes.math_block)
     try: text = tex2mathml(node.astext(), as_block=block)
     except Exception as e:
         logging.getLogger(__name__).warning('formula %r: %s', node.astext(), e, location=node)
         text = ''
+    # docutils sets the words below a brace beside it
+    text = re.sub(r'^( *)<msub>\n(\1  <munder>.*?)^\1</msub>', r'\1<munder>\n\2\1</munder>', text, flags=re.M | re.S)
     writer.body.append(f'<div class="math">{text}</div>' if block else text)
     raise nodes.SkipNode
 

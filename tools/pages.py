@@ -13,14 +13,16 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.parts, self.faults = set(), set(), set(STYLED.findall(text)), []
+        self.ids, self.links, self.faults = set(), set(), []
+        self.parts = set(STYLED.findall(text))
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = {k: v or '' for k, v in attrs}
         self.ids |= {attrs[k] for k in ('id', 'name') if k in attrs}
         alt, src = attrs.get('alt', '').strip(), attrs.get('src', '')
-        if tag == 'img' and (not alt or alt == src): self.faults.append(f'picture without alt text: {src[:80]}')
+        if tag == 'img' and (not alt or Path(alt).name == Path(src).name):
+            self.faults.append(f'picture without alt text: {src[:80]}')
         if tag == 'iframe' and not attrs.get('title'): self.faults.append('frame without title')
         (self.links if tag == 'a' else self.parts).update(attrs[k] for k in FETCHED & attrs.keys())
         self.parts.update(o.split()[0] for o in attrs.get('srcset', '').split(',') if o.strip())
@@ -43,5 +45,6 @@ def faults(folder):
             if scheme or host: continue
             target = (p.parent/unquote(path)).resolve() if path else p
             if not target.is_file(): found.append((p, f'link to nowhere: {link}'))
-            elif mark and target in pages and unquote(mark) not in pages[target].ids: found.append((p, f'no such place: {link}'))
+            elif mark and target in pages and unquote(mark) not in pages[target].ids:
+                found.append((p, f'no such place: {link}'))
     return [f'{p.relative_to(folder).as_posix()}: {fault}' for p, fault in found]
