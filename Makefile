@@ -11,7 +11,7 @@ JOBS  = logical
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(OK)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help env demo test test-gpu lab readme check export build clean
+.PHONY: help env demo test test-gpu lab readme check export docs build clean
 .DEFAULT_GOAL = help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make export    notebooks to modules and README.md, cleaned'
 	@echo 'make readme    README.md from nbs/index.ipynb'
 	@echo 'make check     fail if modules, notebooks and README.md do not agree'
+	@echo 'make docs      notebooks with their outputs, and the interface, as pages in docs/_build/html'
 	@echo 'make build     wheel and source archive into dist/'
 	@echo 'make clean     remove the environment and what the other verbs wrote'
 
@@ -51,9 +52,13 @@ lab: $(READY)
 readme check export: $(READY)
 	$(BIN)/python tools/notebooks.py $@
 
+docs: $(READY)
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d docs/_build/doctrees . docs/_build/html $(ARGS)
+
 build: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) docs/_build build dist demo *.egg-info .pytest_cache .hypothesis
