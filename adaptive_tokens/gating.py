@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'FORMS', 'gate', 'usage_loss', 'masked_heads', 'by_head', 'of_heads', 'attend_heads', 'full_heads',
            'own_values', 'partial_heads', 'heads_by_head', 'gated_heads', 'open_heads', 'gated_mlp', 'gated_block',
            'gated_block_macs', 'AdaViT', 'linear', 'check_gates', 'everything', 'share_at', 'smallest_share',
-           'common_target', 'usage', 'importance', 'foresee', 'draw_line', 'biases']
+           'common_target', 'usage', 'importance', 'foresee', 'draw_line', 'biases', 'mean_usage', 'balance']
 
 # %% ../nbs/20_gating.ipynb #91225911
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from .blocks import attention_dropout, embed, project, queries_keys_values, read
 from .cost import head_macs, macs, stem_macs
 from .data import nearest
 from .halting import closest, mean_share
-from .model import Gates, Method, no_record, register
+from .model import Gates, Method, Recorder, no_record, register
 from .tokens import MaskedTokens, PackedTokens, Tokens, find_runs, ragged_attention
 
 # %% ../nbs/20_gating.ipynb #d1889251
@@ -422,13 +422,33 @@ def _start(method, vit, batches):
         for layers, logits in shared: draw_line(layers, logits, method.targets[kind])
 
 # %% ../nbs/20_gating.ipynb #b04b0c2f
+def mean_usage(method, vit, batches):
+    "Usage of each kind in evaluation [kinds]"
+    means = []
+    for images in batches:
+        t, record = PackedTokens(embed(vit, images), vit.num_prefix_tokens), Recorder()
+        method(vit.blocks, t, record)
+        means.append(torch.stack(list(usage(method, record.trace(vit, method, t.N - t.P), vit).values())))
+    return torch.stack(means).mean(0)
+
+
+def balance(method, vit, batches, spread=8., rounds=5):
+    "Shift the biases of each kind towards its target, as if logits were normal with deviation `spread`"
+    probit = lambda p: torch.special.ndtri(p.clamp(.01, .99))
+    for _ in range(rounds):
+        missing = probit(method.target) - probit(mean_usage(method, vit, batches))
+        for kind, shift in zip(method.kinds, spread * missing):
+            for layer in method.layers[kind]: layer.bias += shift
+
+
 def _calibrate(method, vit, batches, budget):
-    "Common shift of the biases that comes closest to the budget; raises ValueError below the least possible cost"
+    "Usage by kind, then the common shift that comes closest to the budget; raises ValueError below the least possible cost"
     previous, method.budget = (method.budget, method.target.clone()), budget
     if budget == 1: return 1.
     if method.given is None and budget != previous[0]: method.target.fill_(common_target(method, vit, budget))
     method.start(vit, batches)
-    own, batches = [b.clone() for b in biases(method)], [images.to(biases(method)[0].device) for images in batches]
+    first, batches = [b.clone() for b in biases(method)], [images.to(biases(method)[0].device) for images in batches]
+    own = first
 
     def set_shift(shift):
         for b, value in zip(biases(method), own): b.data = value + shift
@@ -440,8 +460,12 @@ def _calibrate(method, vit, batches, budget):
         if (least := share_at(-100.)) > budget:
             raise ValueError(f'budget {budget} is out of reach of gates for {", ".join(method.kinds)}: with all of them shut '
                              f'{least:.3f} of the dense multiply-adds remain')
+        set_shift(0.)
+        balance(method, vit, batches)
+        own = [b.clone() for b in biases(method)]
         spent, shift = closest(share_at, -40., 40., budget, falls=False)
     except BaseException:
+        own = first
         set_shift(0.)
         method.budget = previous[0]
         method.target.copy_(previous[1])
