@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import adaptive_tokens as at
 from adaptive_tokens.blocks import embed, readout
 from adaptive_tokens.cost import macs
-from adaptive_tokens.gating import (FORMS, KINDS, biases, gate, gated_block, gated_block_macs, gated_heads, heads_by_head,
-                                    importance, share_at, usage, usage_loss)
+from adaptive_tokens.gating import (FORMS, KINDS, balance, biases, gate, gated_block, gated_block_macs, gated_heads, heads_by_head,
+                                    importance, mean_usage, share_at, usage, usage_loss)
 from adaptive_tokens.model import Gates, losses
 from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 
@@ -267,6 +267,19 @@ def test_targets_of_a_budget_follow_the_cost_and_given_ones_stay():
         missing = .5 - trace.macs.mean().item() / macs(vit)
         torch.testing.assert_close(model.method.target - before, torch.full((3,), 0. if targets else .02 * missing))
         assert model.method.tau == 2.5
+
+
+def test_balance_gives_each_kind_its_own_usage():
+    vit, images = build(images=32)
+    targets = dict(patches=.6, heads=.8, sublayers=.7)
+    model = at.adapt(vit, 'adavit', budget=.5, targets=targets).eval()
+    model.method.start(vit, [images])
+    with torch.no_grad():
+        for b in biases(model.method): b.sub_(6)
+        before = mean_usage(model.method, vit, [images])
+        balance(model.method, vit, [images], rounds=10)
+        after = mean_usage(model.method, vit, [images])
+    assert (before - model.method.target).abs().min() > .1 and (after - model.method.target).abs().max() < .05
 
 
 def test_calibrate_save_and_load(tmp_path):
