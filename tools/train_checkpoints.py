@@ -103,7 +103,7 @@ def gates_open(model, n=3000):
 
 def ablation(dense, seed, folder, size, budget=.8):
     "AdaViT with gates of one kind, and of all, at one budget: without training, and tuned for as long each"
-    rows, test = [], digits_loader('test', 250)
+    rows, test = [], digits_loader('test', 250, size=3000)
     for kinds in (*((kind,) for kind in KINDS), KINDS):
         start = at.adapt(dense, 'adavit', budget, kinds=kinds)
         at.calibrate(start, unlabelled())
