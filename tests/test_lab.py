@@ -21,7 +21,10 @@ explorer = at.explore({k: v for k, v in shipped().items() if k in ('dense', 'as-
 explorer""", "print('heard', explorer.layer, explorer.token, explorer.image)", "explorer.layer = 11"]
 
 
-def wait_for(ready, seconds=60):
+PATIENCE = 240  # seconds; other tests run beside this one
+
+
+def wait_for(ready, seconds=PATIENCE):
     "Ask until it is so."
     end = time.monotonic() + seconds
     while not ready():
@@ -62,9 +65,10 @@ def page(lab):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1300, height=1400))
+        page.set_default_timeout(1000 * PATIENCE)
         page.goto(lab)
-        page.locator('.jp-Notebook').wait_for(timeout=60_000)
-        page.get_by_text('| Idle').wait_for(timeout=60_000)  # before, a command would ask which kernel
+        page.locator('.jp-Notebook').wait_for()
+        page.get_by_text('| Idle').wait_for()  # before, a command would ask which kernel
         yield page
         browser.close()
 
@@ -86,7 +90,7 @@ def heard(page):
 def test_the_explorer_lives_in_jupyterlab(page):
     do(page, 'runmenu:run-all')
     live, slider = page.locator('.at-live'), page.locator('label:has-text("Block") input')
-    live.wait_for(timeout=60_000)
+    live.wait_for()
     wait_for(lambda: 'block 11' in live.inner_text())  # Python moved it
     slider.focus()
     for key in ('Home', 'ArrowRight', 'ArrowRight', 'ArrowRight', 'ArrowUp'): page.keyboard.press(key)
