@@ -189,6 +189,14 @@ def plain(
     "Text shown as it is: a dollar sign starts no formula"
     return str(text).replace('$', r'\$')
 
+
+def short(
+    name:str,    # of a model, perhaps the path of its checkpoint
+    most:int=28, # characters
+) -> str:        # the end of it, where paths differ
+    "A name that leaves room for the figure"
+    return name if len(name) <= most else f'…{name[1 - most:]}'
+
 # %% ../nbs/60_bench.ipynb #69c3b28c
 def scatter(
     ax,         # a matplotlib Axes
@@ -207,7 +215,7 @@ def scatter(
         for k, r in enumerate(group):
             right = r[key] > sum(r[key] for r in rows) / len(rows)  # there is more room on the other side
             place = dict(xytext=(-6 if right else 6, -14 if k % 2 or method == 'dense' else 8), ha='right' if right else 'left')
-            ax.annotate(plain(r['name']), (r[key], r[y]), textcoords='offset points', **place)
+            ax.annotate(plain(short(r['name'])), (r[key], r[y]), textcoords='offset points', **place)
 
 
 def quartile_bars(rows, key):
