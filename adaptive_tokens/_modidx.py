@@ -23,6 +23,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'adaptive_tokens.bench.check_models': ('bench.html#check_models', 'adaptive_tokens/bench.py'),
                                        'adaptive_tokens.bench.circumstances': ('bench.html#circumstances', 'adaptive_tokens/bench.py'),
                                        'adaptive_tokens.bench.compare': ('bench.html#compare', 'adaptive_tokens/bench.py'),
+                                       'adaptive_tokens.bench.ending': ('bench.html#ending', 'adaptive_tokens/bench.py'),
                                        'adaptive_tokens.bench.follow': ('bench.html#follow', 'adaptive_tokens/bench.py'),
                                        'adaptive_tokens.bench.footnote': ('bench.html#footnote', 'adaptive_tokens/bench.py'),
                                        'adaptive_tokens.bench.gather': ('bench.html#gather', 'adaptive_tokens/bench.py'),
