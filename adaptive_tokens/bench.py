@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'METHOD_COLOURS', 'METHOD_MARKERS', 'OTHER_METHOD', 'account', 'wait_for', 'seconds', 'take_turns',
            'quartiles', 'Measured', 'spread', 'compare', 'circumstances', 'short', 'with_quartiles', 'footnote',
-           'plain', 'ending', 'scatter', 'quartile_bars', 'Benchmark', 'follow', 'gather', 'check_models', 'check_data',
+           'plain', 'scatter', 'quartile_bars', 'Benchmark', 'follow', 'gather', 'check_models', 'check_data',
            'check_amounts', 'placed', 'thread_count', 'benchmark', 'summary']
 
 # %% ../nbs/60_bench.ipynb #cecf2bff
@@ -189,14 +189,6 @@ def plain(
     "Text shown as it is: a dollar sign starts no formula"
     return str(text).replace('$', r'\$')
 
-
-def ending(
-    name:str,    # of a model, perhaps the path of its checkpoint
-    most:int=28, # characters
-) -> str:        # the end of it, where paths differ
-    "A name that leaves room for the figure"
-    return name if len(name) <= most else f'…{name[1 - most:]}'
-
 # %% ../nbs/60_bench.ipynb #69c3b28c
 def scatter(
     ax,         # a matplotlib Axes
@@ -215,7 +207,7 @@ def scatter(
         for k, r in enumerate(group):
             right = r[key] > sum(r[key] for r in rows) / len(rows)  # there is more room on the other side
             place = dict(xytext=(-6 if right else 6, -14 if k % 2 or method == 'dense' else 8), ha='right' if right else 'left')
-            ax.annotate(plain(ending(r['name'])), (r[key], r[y]), textcoords='offset points', **place)
+            ax.annotate(plain(r['name']), (r[key], r[y]), textcoords='offset points', **place)
 
 
 def quartile_bars(rows, key):

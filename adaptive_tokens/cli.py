@@ -44,7 +44,8 @@ from .explorer import explore as look_into
 from .model import METHODS, AdaptiveViT, adapt, check_budget, check_checkpoint, nearest
 from .model import calibrate as turn_knob
 from .plots import depth_map, gate_usage, head_scores, token_counts, token_stages
-from .train import best_epoch, fit, load_dense, save_dense, staged
+from .saving import load_dense, save_dense, staged
+from .train import best_epoch, fit
 
 # %% ../nbs/80_cli.ipynb #9480b4a9
 def check_folder(

@@ -35,7 +35,7 @@ from .halting import AViT
 from .model import AdaptiveViT, Trace, calibrate
 from .plots import picture
 from .pruning import ASViT
-from .train import write_text
+from .saving import write_text
 
 # %% ../nbs/71_explorer.ipynb #ad1355e1
 def packed(

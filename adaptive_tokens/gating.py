@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .blocks import attention_dropout, embed, project, queries_keys_values, readout, run_block
 from .cost import head_macs, macs, stem_macs
 from .data import nearest
+from .devices import over_ranks
 from .halting import closest, mean_share
 from .model import Gates, Method, Recorder, no_record, register
 from .tokens import MaskedTokens, PackedTokens, Tokens, find_runs, ragged_attention
@@ -200,7 +201,7 @@ def gated_block_macs(
 @register
 class AdaViT(Method):
     "AdaViT (Meng et al. 2022): gates choose patches, heads and sub-layers of each block for each image"
-    name, exact = 'adavit', ('target',)
+    name, exact, moving = 'adavit', ('target',), ('tau',)
 
     def __init__(self,
         vit:nn.Module,          # the backbone
@@ -338,7 +339,7 @@ def usage(
     "Mean of the gates of each kind over images, blocks and units; prefix tokens and blocks without gates do not count"
     B, P = len(trace.macs), vit.num_prefix_tokens
     of = dict(patches=lambda g: g.rows.view(B, -1)[:, P:], heads=lambda g: g.heads, sublayers=lambda g: g.sublayers)
-    return {kind: torch.stack([of[kind](g).float() for g in trace.gates[method.first(kind):]]).mean() for kind in method.kinds}
+    return {kind: over_ranks(torch.stack([of[kind](g).float() for g in trace.gates[method.first(kind):]]).mean()) for kind in method.kinds}
 
 
 def _penalties(method, trace, vit):
@@ -351,7 +352,7 @@ def _after_backward(method, trace, vit):
     "Anneal the temperature; move targets that come from a budget towards what is missing"
     method.tau *= method.anneal
     if method.given is not None or method.budget == 1: return
-    share = trace.macs.detach().mean() / macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
+    share = over_ranks(trace.macs.detach().mean()) / macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
     method.target.add_(method.steer * (method.budget - share)).clamp_(0., 1.)
 
 # %% ../nbs/20_gating.ipynb #b5d23f20

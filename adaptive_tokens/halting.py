@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .blocks import embed, run_block
 from .cost import macs
 from .data import nearest
+from .devices import over_ranks
 from .model import Method, Recorder, no_record, register
 from .tokens import MaskedTokens, PackedTokens, Tokens
 
@@ -64,7 +65,7 @@ def prior_loss(
     prior:Tensor, # wanted mean distribution [L]
 ) -> Tensor:      # scalar, in nats
     "KL divergence of the mean halting distribution from the prior (A-ViT)"
-    H, tiny = p.mean((0, 2)), torch.finfo(torch.float32).tiny  # of log 0 neither value nor slope is finite
+    H, tiny = over_ranks(p.mean((0, 2))), torch.finfo(torch.float32).tiny  # of log 0 neither value nor slope is finite
     return (H * (H.clamp_min(tiny).log() - prior.to(H).clamp_min(tiny).log())).sum()
 
 # %% ../nbs/10_halting.ipynb #beb20932
@@ -87,7 +88,7 @@ def released_prior_loss(
     target:Tensor, # from `released_prior` [L]
 ) -> Tensor:       # scalar
     "Distance of the official A-ViT code: KL(target, mean), the mean clamped, over the number of blocks"
-    H = p.mean((0, 2)).clamp(.01, .99)
+    H = over_ranks(p.mean((0, 2))).clamp(.01, .99)
     return F.kl_div(H.log(), target.to(H), reduction='sum') / len(H)
 
 # %% ../nbs/10_halting.ipynb #d4e3bbb3
@@ -203,7 +204,7 @@ def _penalties(method, trace, vit):
 def _steer(method, trace, vit):
     "Move the centre of the prior so that the mean cost meets the budget: a small step towards what is missing"
     if method.given is not None: return
-    share = trace.macs.detach().mean() / macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
+    share = over_ranks(trace.macs.detach().mean()) / macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
     L = len(vit.blocks)
     method.centre += method.steer * L * (method.budget - share)
     method.centre.clamp_(1., L)

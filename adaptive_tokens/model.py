@@ -37,6 +37,7 @@ class Method(nn.Module):
     distill_weight = 0.  # of the divergence from the dense model's logits
     lr_scale = 1.        # learning rate of the method's own parameters, per rate of the weights
     exact = ()           # names of own tensors that stay float32 when the model changes its precision
+    moving = ()          # names of own plain attributes that training changes
 
     def __init__(self,
         vit:nn.Module,     # the backbone it will steer; only its shape is read

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 # %% ../nbs/30_pruning.ipynb #8f8c59e0
 from .blocks import attention_dropout, embed, feed_forward, project, queries_keys_values, run_block
 from .cost import class_row_macs, macs
+from .devices import over_ranks
 from .model import Method, adapt, calibrate, no_record, register
 from .tokens import PackedTokens, Tokens
 
@@ -69,13 +70,13 @@ def budget_loss(
     f:float,      # budget
 ) -> Tensor:      # scalar, in units of the dense cost
     "Distance of the mean cost from the budget (AS-ViT eq. 10), as a share of the dense cost"
-    return (spent.mean() / dense - f).abs()
+    return (over_ranks(spent.mean()) / dense - f).abs()
 
 # %% ../nbs/30_pruning.ipynb #3aab4b64
 @register
 class ASViT(Method):
     "AS-ViT (Liu et al. 2022): drop patches whose head-weighted class attention is below a learned threshold"
-    name, distill_weight, exact = 'as-vit', .5, ('theta',)  # lambda_2 of eq. 13
+    name, distill_weight, exact, moving = 'as-vit', .5, ('theta',), ('silent',)  # lambda_2 of eq. 13
     lr_scale = .02  # scores are about 1/N: at the weights' own rate a few steps move a threshold by its own size
 
     def __init__(self,

@@ -20,7 +20,7 @@ import adaptive_tokens as at
 from adaptive_tokens import cli
 from adaptive_tokens.bench import Benchmark
 from adaptive_tokens.data import ClutteredDigits, digits_vit, normalize
-from adaptive_tokens.train import load_dense, save_dense
+from adaptive_tokens.saving import load_dense, save_dense
 
 FEW = ['--n', '6', '--repeats', '2', '--batch-size', '3', '--device', 'cpu']
 SHORT = ['--epochs', '1', '--n', '16', '--val-n', '8', '--batch-size', '8', '--device', 'cpu']

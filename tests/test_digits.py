@@ -10,7 +10,7 @@ import adaptive_tokens as at
 from adaptive_tokens.data import LEVELS
 from adaptive_tokens.gating import biases
 from adaptive_tokens.halting import budget_depth
-from adaptive_tokens.train import load_dense
+from adaptive_tokens.saving import load_dense
 
 SHIPPED = files('adaptive_tokens')/'checkpoints'
 STORED = json.loads((Path(__file__).parent.parent/'benchmarks'/'digits.json').read_text())

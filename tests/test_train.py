@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from adaptive_tokens import train
 from adaptive_tokens.cost import macs
 from adaptive_tokens.model import AdaptiveViT, adapt, calibrate, losses
-from adaptive_tokens.train import (Recipe, best_epoch, check_targets, evaluate, fit, load_dense, loss_terms,
-                                   make_optimizer, make_scheduler, parameter_groups, save_dense, smoothed, staged,
-                                   write_text)
+from adaptive_tokens.recipes import Recipe, make_optimizer, make_scheduler, parameter_groups, smoothed
+from adaptive_tokens.saving import load_dense, save_dense, staged, write_text
+from adaptive_tokens.train import best_epoch, check_targets, evaluate, fit, loss_terms
 
 CLASSES = 4
 
@@ -129,14 +130,14 @@ def test_best_and_last_load_back_to_the_same_logits(kind, tmp_path):
     fit(model, loader(), epochs=2, out=tmp_path, **quick)
     for name in ('best', 'last'):
         torch.testing.assert_close(logits(load(kind, tmp_path/name)), logits(model), rtol=0, atol=0)
-    assert {f.name for f in tmp_path.iterdir()} == {'best', 'last', 'log.jsonl'}
+    assert {f.name for f in tmp_path.iterdir()} == {'best', 'last', 'log.jsonl', 'states'}
 
 
 def test_best_is_the_most_accurate_epoch(tmp_path, monkeypatch):
-    top1 = iter([50., 70., 60.])
+    top1 = iter([50., 70., 60., 60.])  # the last for the model card
     kept = []
-    monkeypatch.setattr(train, 'judge_all', lambda *args: dict(top1=next(top1), macs_share=1.))
-    monkeypatch.setattr(train, 'save', lambda model, folder: kept.append(folder.name))
+    monkeypatch.setattr(train, 'judge_all', lambda *args: dict(top1=next(top1), macs_share=1., n=1, gmacs=1., gmacs_spread=0.))
+    monkeypatch.setattr(train, 'save', lambda model, folder: kept.append(folder.name) or folder.mkdir(exist_ok=True))
     fit(tiny(), loader(), loader(), epochs=3, out=tmp_path, **quick)
     assert kept == ['last', 'best', 'last', 'best', 'last']
 
@@ -425,13 +426,14 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(kind, broken, tmp_path, m
     model = make(kind)
     fit(model, loader(), out=tmp_path, **quick)
     old, log = logits(model), (tmp_path/'log.jsonl').read_text()
+    shutil.rmtree(tmp_path/'states')  # a new run may use the folder
     with monkeypatch.context() as m:
         def full(what, path, **kwargs):
             if broken == 'writing': Path(path).write_bytes(b'half a file')
             raise OSError('no space left on device')
         writer = {'dense': 'timm.models._hub.safetensors.torch.save_file', 'as-vit': 'safetensors.torch.save_model'}
         m.setattr('os.replace' if broken == 'renaming' else writer[kind], full)
-        with pytest.raises(OSError, match='no space'): fit(model, loader(), lr=.1, out=tmp_path, **quick)
+        with pytest.raises(ValueError, match='no space.* stopped at step 3, it has no state yet'): fit(model, loader(), lr=.1, out=tmp_path, **quick)
     assert torch.equal(logits(load(kind, tmp_path/'last')), old) and not torch.equal(logits(model), old)
     assert {f.name for f in tmp_path.iterdir()} == {'best', 'last', 'log.jsonl'}
     assert (tmp_path/'log.jsonl').read_text() == log
@@ -519,6 +521,7 @@ def test_a_label_or_image_deep_in_the_data_stops_the_run_and_keeps_earlier_epoch
     x, y = pictures(80)
     fit(tiny(), loader(x, y, shuffle=False, batch=8), out=tmp_path, **quick)
     log = (tmp_path/'log.jsonl').read_text()
+    shutil.rmtree(tmp_path/'states')  # new runs may use the folder
     bad = x.clone()
     bad[75] = math.inf
     for images, labels, match in ((x, y + 5 * (torch.arange(80) == 70), 'label 7'), (bad, y, 'NaN or infinity')):

@@ -22,7 +22,8 @@ from adaptive_tokens.devices import hardware
 from adaptive_tokens.gating import KINDS, usage
 from adaptive_tokens.halting import budget_depth
 from adaptive_tokens.pruning import common_share, rank_stages
-from adaptive_tokens.train import evaluate, fit, load_dense, save_dense
+from adaptive_tokens.saving import load_dense, save_dense
+from adaptive_tokens.train import evaluate, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTIVE = {'as-vit': dict(budget=.65, lr=6e-4), 'a-vit': dict(budget=.65, lr=5e-4), 'adavit': dict(budget=.5, lr=5e-4)}
