@@ -131,7 +131,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path, whole):
     while kills < 20:
         process = fork.Process(target=child, args=(tmp_path/'killed',))
         process.start()
-        process.join(moments.uniform(.05, 1) * duration)
+        process.join(moments.uniform(.05, .5) * duration)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1

@@ -184,7 +184,7 @@ def test_a_slope_in_half_precision_is_close_and_finite():
         m = mask.clone().requires_grad_()
         context = masked_attention(*(z.to(dtype) for z in (q, k, v)), m)
         slopes.append(torch.autograd.grad((context.float() * weight).sum(), m)[0])
-    for slope, bound in zip(slopes[1:], (.05, .006)):  # 8 and 11 bits; worst of 200 seeds: WORST
+    for slope, bound in zip(slopes[1:], (.1, .03)):  # 8 and 11 bits; worst of 200 seeds: .056 and .014
         assert (slope - slopes[0]).abs().max() < bound * slopes[0].abs().max()
 
 
