@@ -255,7 +255,7 @@ function render({ model, el }) {
       buttons = blocks.map((_, s) => Array.from({ length: runs[k].H }, (_, h) =>
         node('button', { type: 'button', class: 'at-button at-head', onclick: () => press(s, h) })));
       holder.replaceChildren(...blocks.map((l, s) => node('div', { class: 'at-heads', role: 'group', 'aria-label': `Weights of heads after block ${l}` },
-        node('span', { class: 'at-facts' }, `Heads after block ${l}, %:`), ...buttons[s])));
+        node('span', { class: 'at-facts' }, `Heads, block ${l}, %:`), ...buttons[s])));
     }
     function updateHeads() {
       const { votes } = runs[k], blocks = votes ? votes.blocks : [];
