@@ -200,7 +200,7 @@ def ending(
     return name if len(name) <= most else f'…{name[1 - most:]}'
 
 # %% ../nbs/60_bench.ipynb #69c3b28c
-PLACES = [(x, y) for y in (8, -14, 20, -26) for x in (6, -6)] + [(9, -3), (-9, -3)]  # of a name beside its point, in points
+PLACES = [(x, y) for y in (8, -14, 20, -26, 32, -38) for x in (6, -6)] + [(9, -3), (-9, -3)]  # of a name beside its point, in points
 
 
 def scatter(
