@@ -663,7 +663,7 @@ def shown(models, images, labels, folders, root):
 
 # %% ../nbs/80_cli.ipynb #8ea865ad
 @command('Look into models: which patches they kept in which block of an image, by which score, at which price.\n'
-         'Writes one page with up to four models side by side; it works without a network.',
+         'Writes one page with up to five models side by side; it works without a network.',
          'adaptive-tokens explore', 'adaptive-tokens explore --images photos/ --model runs/dense/best runs/as-vit/best',
          many=('model',), model=Unset('the shipped ones'), images='digits', reader=FOLDERS, split='validation',
          class_map=BY_NAME, n=12, workers=0, out='explorer.html')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NONE', 'WORDS', 'STATIC', 'SCRIPT', 'STYLE', 'START', 'MOST', 'packed', 'levels_of', 'quantised', 'data_url',
-           'lines_of', 'dense_trace', 'grid_of', 'observe', 'run_of', 'name_of', 'as_page', 'as_frame', 'as_text',
-           'Explorer', 'check_explored', 'explore']
+           'lines_of', 'dense_trace', 'grid_of', 'observe', 'votes_of', 'run_of', 'name_of', 'as_page', 'as_frame',
+           'as_text', 'Explorer', 'check_explored', 'explore']
 
 # %% ../nbs/71_explorer.ipynb #2b7ccfe6
 import base64
@@ -33,7 +33,7 @@ from .cost import macs
 from .gating import AdaViT
 from .halting import AViT
 from .model import AdaptiveViT, Trace, calibrate
-from .plots import picture
+from .plots import ask_heads, picture
 from .pruning import ASViT
 from .saving import write_text
 
@@ -134,6 +134,22 @@ def observe(
         return model(images), dense_trace(model, images)
     finally: model.train(training)
 
+# %% ../nbs/71_explorer.ipynb #06f190c0
+@torch.no_grad()
+def votes_of(
+    model:nn.Module, # timm ViT or AdaptiveViT
+    images:Tensor,   # [B, C, height, width]
+) -> dict|None:      # stages, weight of each head in percent [B, stages, heads], votes [B, stages, heads, patches] as base64
+    "What the heads said at the stages of AS-ViT; None for a model that does not ask them"
+    if not isinstance(getattr(model, 'method', None), ASViT): return None
+    heads, P = ask_heads(model, images.to(next(model.parameters()).device)), model.vit.num_prefix_tokens
+    if not heads.terms: return None
+    terms = torch.stack(list(heads.terms.values()), 1)[:, :, P:].nan_to_num(0).transpose(2, 3)
+    weights = torch.stack([heads.importance[l - 1][:, P:].nanmean(1) for l in heads.terms], 1)
+    levels = (255 * terms / terms.amax(-1, keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
+    return dict(blocks=list(heads.terms), weights=weights.nan_to_num(0).mul(100).round().int().tolist(),
+                levels=base64.b64encode(levels.cpu().numpy().tobytes()).decode())
+
 # %% ../nbs/71_explorer.ipynb #60372d16
 def run_of(
     name:str,        # of the model
@@ -155,7 +171,7 @@ def run_of(
                 right=[None if labels is None else c == labels[i] for i, c in enumerate(guess)],
                 macs=trace.macs.tolist(), dense=dense_trace(getattr(model, 'vit', model), images[:1]).macs.item(),
                 heads_per_block=trace.heads.shape[2], heads=packed(trace.heads), sublayers=packed(trace.sublayers),
-                active=packed(trace.active[..., P:]), scores=quantised(values, lines))
+                active=packed(trace.active[..., P:]), scores=quantised(values, lines), votes=votes_of(model, images))
 
 
 def name_of(c, classes): return str(classes[c]) if classes and c < len(classes) else str(c)
@@ -285,7 +301,7 @@ def _heard(explorer, message):
     except ValueError as e: explorer.notice = str(e)
 
 # %% ../nbs/71_explorer.ipynb #fa358ff7
-MOST = 4  # models side by side
+MOST = 5  # models side by side: the dense one and four methods
 
 
 def check_explored(
@@ -307,7 +323,7 @@ def check_explored(
 
 # %% ../nbs/71_explorer.ipynb #1b6712f7
 def explore(
-    models:nn.Module|Mapping[str, nn.Module], # timm ViT or AdaptiveViT; or up to four by name
+    models:nn.Module|Mapping[str, nn.Module], # timm ViT or AdaptiveViT; or up to five by name
     images:Tensor,       # a batch [B, C, height, width], as the models see it
     labels:Iterable[int]|None=None, # class number of each image
     classes:Iterable[str]|None=None, # names of the classes, in the order of their numbers

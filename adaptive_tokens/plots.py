@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['picture', 'patch_grid', 'edges', 'fade', 'draw_kept', 'outline', 'stages_of', 'patches_of', 'token_stages', 'panels',
-           'depth_map', 'numbered', 'tokens_per_block', 'token_counts', 'HeadRecorder', 'head_terms', 'head_scores',
-           'score_map', 'depth_distribution', 'gallery', 'gate_usage']
+           'depth_map', 'numbered', 'tokens_per_block', 'token_counts', 'HeadRecorder', 'ask_heads', 'head_terms',
+           'head_scores', 'score_map', 'head_importance', 'depth_distribution', 'gallery', 'gate_usage']
 
 # %% ../nbs/70_plots.ipynb #4c0978e7
 from collections.abc import Iterable
@@ -184,6 +184,7 @@ def numbered(ax, values, norm):
     drawn = ax.imshow(values, cmap='cividis', norm=norm)
     size = max(4, min(9, 100 / max(values.shape)))
     for (r, c), v in np.ndenumerate(values):
+        if np.isnan(v): continue
         ax.text(c, r, int(v), ha='center', va='center', fontsize=size, color='white' if norm(v) < 128 else 'black')
     ax.set(xticks=[], yticks=[])
     return drawn
@@ -227,39 +228,48 @@ def token_counts(
 
 # %% ../nbs/70_plots.ipynb #03d4c79a
 class HeadRecorder:
-    "Collects, at every stage of AS-ViT, each head's term of the score; called by the method with the table of a block"
+    "Collects each head's importance to each token and, at AS-ViT's stages, its term of the score; called with every table"
     def __init__(self,
         blocks:nn.Sequential, # of the backbone
-    ): self.blocks, self.l, self.terms = blocks, 0, {}
+    ): self.blocks, self.importance, self.terms = blocks, [], {}
 
     def __call__(self, t, score=None, gates=None):
-        block, self.l = self.blocks[self.l], self.l + 1
-        if score is None: return
-        q, k, v = queries_keys_values(block, t)
+        q, k, v = queries_keys_values(self.blocks[len(self.importance)], t)
         H = t.attend(q, k, v).float().norm(dim=-1)  # [T, H], eq. 5
         R = H / (H.sum(-1, keepdim=True) + 1e-8)    # eq. 6
-        self.terms[self.l] = t.scatter(R * t.class_attention(q, k).float(), float('nan'))  # [B, N, H]
+        self.importance.append(t.scatter(R, float('nan')))  # [B, N, H]
+        if score is not None:
+            self.terms[len(self.importance)] = t.scatter(R * t.class_attention(q, k).float(), float('nan'))  # [B, N, H]
 
 # %% ../nbs/70_plots.ipynb #e470372f
-def head_terms(
-    model:nn.Module, # an AdaptiveViT that runs AS-ViT
-    image:Tensor,    # [C, height, width]
-) -> dict[int, tuple[Tensor, float]]: # block (from 1): terms [patches, H], nan where dropped before, and the threshold
-    "Each head's term of the score at every stage; raises ValueError for a method without such terms, or without stages"
+def ask_heads(
+    model:nn.Module, # an AdaptiveViT that runs AS-ViT; its mode is left as it was
+    images:Tensor,   # [B, C, height, width]
+) -> HeadRecorder:
+    "Run a model packed, with a recorder of its heads; raises ValueError for a method that does not weigh heads"
     method = getattr(model, 'method', None)
     if not isinstance(method, ASViT):
         raise ValueError(f'{getattr(method, "name", type(model).__name__)} has no score of class attention by head; as-vit has')
-    lines = {place: theta.item() for place, theta in method.stages().items()}
-    if not lines: raise ValueError('at budget 1 nothing is scored: choose a budget below 1')
     vit, training = model.vit, model.training
-    check_images(vit, image[None])
+    check_images(vit, images)
     record = HeadRecorder(vit.blocks)
     try:
         with torch.no_grad():
             model.eval()
-            method(vit.blocks, PackedTokens(embed(vit, image[None]), vit.num_prefix_tokens), record)
+            method(vit.blocks, PackedTokens(embed(vit, images), vit.num_prefix_tokens), record)
     finally: model.train(training)
-    return {l: (terms[0, vit.num_prefix_tokens:].cpu(), lines[l]) for l, terms in record.terms.items()}
+    return record
+
+
+def head_terms(
+    model:nn.Module, # an AdaptiveViT that runs AS-ViT
+    image:Tensor,    # [C, height, width]
+) -> dict[int, tuple[Tensor, float]]: # block (from 1): terms [patches, H], nan where dropped before, and the threshold
+    "Each head's term of the score at every stage; raises ValueError as `ask_heads`, and where nothing is scored"
+    terms = ask_heads(model, image[None]).terms
+    if not terms: raise ValueError('at budget 1 nothing is scored: choose a budget below 1')
+    stages = model.method.stages()
+    return {l: (v[0, model.vit.num_prefix_tokens:].cpu(), stages[l].item()) for l, v in terms.items()}
 
 # %% ../nbs/70_plots.ipynb #5ede22d3
 def head_scores(
@@ -294,6 +304,26 @@ def score_map(ax, values, group):
     top = max(np.max(group, where=~np.isnan(group), initial=0), 1e-12)
     low = np.clip(np.min(group, where=~np.isnan(group), initial=top), top / 1000, top / 2)
     return ax.imshow(np.ma.masked_invalid(values.clip(low)), cmap='cividis', norm=LogNorm(low, top))
+
+# %% ../nbs/70_plots.ipynb #af044762
+def head_importance(
+    model:nn.Module, # an AdaptiveViT that runs AS-ViT
+    images:Tensor,   # [B, C, height, width]
+    title:str|None=None, # above the figure, plain text
+): # matplotlib Figure, a row per block and a column per head
+    "Mean importance of each head to the patches left in each block, in percent; raises ValueError as `ask_heads` does"
+    R = torch.stack([v[:, model.vit.num_prefix_tokens:].nanmean((0, 1)) for v in ask_heads(model, images).importance]).cpu()
+    L, H = R.shape
+    fig, ax = plt.subplots(figsize=(2.6 + .5 * H, 1.4 + .3 * L), layout='constrained')
+    plt.close(fig)
+    top = max(1, R.nan_to_num().max().mul(100).ceil().item())  # all nan where no patch was left
+    drawn = numbered(ax, R.mul(100).round().numpy(), BoundaryNorm(np.linspace(0, top, 257), 256))
+    stages = model.method.stages()
+    ax.set(xlabel=f'head (alike: {100 / H:.0f} each)', xticks=range(H), xticklabels=range(1, H + 1), aspect='auto',
+           ylabel='block', yticks=range(L), yticklabels=[f'scores {l}' if l in stages else l for l in range(1, L + 1)])
+    fig.colorbar(drawn, ax=ax, label='% of importance', ticks=np.unique(np.linspace(0, top, 5).round())).minorticks_off()
+    if title is not None: fig.suptitle(plain(title), fontsize=10)
+    return fig
 
 # %% ../nbs/70_plots.ipynb #a02f08c8
 def depth_distribution(

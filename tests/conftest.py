@@ -32,6 +32,36 @@ def lacking_browser():
     return '' if chromium() else 'no chromium-headless-shell or chromium on PATH (Debian: apt-get install chromium-headless-shell)'
 
 
+@pytest.fixture(scope='session')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    "Open a file in a browser that reads no others than those of `site`; afterwards nothing must have been missed or complained about."
+    said, contexts = [], []
+
+    def visit(path, site=None, **options):
+        context = browser.new_context(**{**dict(viewport=dict(width=1000, height=900)), **options})
+        contexts.append(context)
+        page, own = context.new_page(), path.as_uri()
+        def known(url): return url == own or site is not None and url.startswith(site.as_uri() + '/')
+        page.route('**/*', lambda route: route.continue_() if known(route.request.url) else (said.append(route.request.url), route.abort()))
+        page.on('console', lambda message: said.append(message.text) if message.type in ('error', 'warning') else None)
+        page.on('pageerror', lambda error: said.append(str(error)))
+        page.on('dialog', lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.goto(own)
+        return page
+    yield visit
+    for context in contexts: context.close()
+    assert said == []
+
+
 def pytest_addoption(parser):
     parser.addoption('--fast', action='store_true', help='leave out what takes more than about 20 s (mark slow)')
 

@@ -1,6 +1,7 @@
 "Timings go in by hand where arithmetic is tested, so no test depends on how fast this machine is."
 import json
 import os
+from itertools import combinations
 
 import pytest
 import timm
@@ -270,6 +271,23 @@ def test_figure_has_axes_with_units_and_all_points(made):
     xs = [float(c[0].get_xdata()[0]) for c in left.containers]
     assert sorted(xs) == pytest.approx(sorted(r['gmacs'] for r in made.rows))
     assert bench.plt.get_fignums() == []
+
+
+def test_names_in_the_figure_lie_apart(made):
+    "Three methods at three budgets on a frontier, and two models that are one and the same."
+    costs = {f'{method} {budget}': (method, budget + .04 * k) for k, method in enumerate(('as-vit', 'a-vit', 'adavit'))
+             for budget in (.5, .65, .8)}
+    def row(name, method, cost): return dict(made.rows[0], name=name, method=method, gmacs=cost, gmacs_std=.05, top1=80 + 10 * cost,
+                                             images_per_s=100 / cost, images_per_s_iqr=[95 / cost, 106 / cost])
+    rows = [row('dense', 'dense', 1.), *(row(name, *how) for name, how in costs.items())]
+    fig = bench.Benchmark([*rows, dict(rows[1], name='again')], made.meta, {}).plot()
+    fig.canvas.draw()
+    for ax in fig.axes:
+        boxes = {name.get_text(): name.get_window_extent() for name in ax.texts}
+        assert len(boxes) == 11 and [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])] == []
+        assert len(ax.containers) == 4 and all(c.has_xerr and c.has_yerr for c in ax.containers)  # a line with error bars for each method
+        edge = ax.get_window_extent()
+        assert all(edge.x0 <= box.x0 and box.x1 <= edge.x1 for box in boxes.values())
 
 
 @pytest.mark.parametrize('count', [1, 2])

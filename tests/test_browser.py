@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import chromium
 
 import adaptive_tokens as at
 from adaptive_tokens.cli import shipped
@@ -32,34 +31,13 @@ def pages(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='session')
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def show(browser, pages):
-    "Open a page; afterwards there must have been no request and no complaint."
-    said, contexts = [], []
-
+def show(visit, pages):
     def show(name, **options):
-        context = browser.new_context(**{**dict(viewport=dict(width=1000, height=900)), **options})
-        contexts.append(context)
-        page, own = context.new_page(), (pages/name).as_uri()
-        page.route('**/*', lambda route: route.continue_() if route.request.url == own else (said.append(route.request.url), route.abort()))
-        page.on('console', lambda message: said.append(message.text) if message.type in ('error', 'warning') else None)
-        page.on('pageerror', lambda error: said.append(str(error)))
-        page.on('dialog', lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.goto(own)
+        page = visit(pages/name, **options)
         page.locator('.at-live').first.wait_for() if name != 'two.html' else page.frame_locator('iframe').first.locator('.at-live').wait_for()
         return page
-    yield show
-    for context in contexts: context.close()
-    assert said == []
+    return show
 
 
 def live(page): return page.locator('output.at-live').inner_text()
@@ -148,6 +126,28 @@ def test_three_ways_to_see_a_picture(show):
     numbers = page.locator('.at-grid').nth(1).locator('.at-depth text').all_text_contents()
     assert len(numbers) == 64 and len(set(numbers)) > 2
     assert set(page.locator('.at-grid').nth(0).locator('.at-depth text').all_text_contents()) == {'12'}
+
+
+def test_a_head_shows_what_it_voted_for(show):
+    page = show('four.html')
+    figure, block = page.locator('.at-models figure').nth(2), page.locator('label:has-text("Block") input')
+    heads, veil = figure.locator('.at-heads').first.get_by_role('button'), figure.locator('.at-grid rect[fill-opacity]')
+    assert page.locator('.at-models figure').nth(1).locator('.at-heads').count() == 0
+    assert heads.count() == 4 and abs(sum(map(int, heads.all_inner_texts())) - 100) <= 2 and veil.count() == 0
+    heads.nth(1).focus()
+    page.keyboard.press('Enter')
+    stage = re.search(r'block (\d+)', figure.locator('.at-heads').first.get_attribute('aria-label'))[1]
+    assert f'block {stage},' in live(page) and veil.count() == 64
+    assert heads.nth(1).get_attribute('aria-pressed') == 'true' and heads.nth(1).evaluate('e => e === document.activeElement')
+    assert figure.locator('.at-grid').get_attribute('aria-label').startswith('as-vit, overlay, votes of head 2: 64 of 64')
+    clear = [float(o) for o in veil.evaluate_all("all => all.map(e => e.getAttribute('fill-opacity'))")]
+    assert min(clear) == 0 and max(clear) > .5
+    block.fill('12')
+    assert veil.count() == 0
+    block.fill(stage)
+    assert veil.count() == 64
+    heads.nth(1).click()
+    assert veil.count() == 0 and heads.nth(1).get_attribute('aria-pressed') == 'false'
 
 
 def test_gallery_sorts_and_shows(show):
@@ -267,8 +267,8 @@ def test_every_stop_of_the_tab_key_keeps_its_keys(show):
       .filter(e => !e.hasAttribute('data-lm-suppress-shortcuts')).map(e => e.outerHTML)""")
     assert loose == []
     stops = []
-    for _ in range(9):
+    for _ in range(17):
         page.keyboard.press('Tab')
         stops.append(page.evaluate("document.activeElement.getAttribute('class') || document.activeElement.tagName"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == 'solid'
-    assert stops == ['INPUT', *['at-button'] * 4, *['at-grid'] * 4]
+    assert stops == ['INPUT', *['at-button'] * 4, *['at-grid'] * 3, *['at-button at-head'] * 8, 'at-grid']

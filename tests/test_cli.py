@@ -401,7 +401,7 @@ def test_explore_refuses_what_it_cannot_write_or_show(run, refused, adaptive, de
     refused([str(tmp_path), 'is a folder', '--out'], 'explore', '--model', adaptive, '--out', tmp_path, writes=False)
     (tmp_path/'taken').write_text('mine')
     refused([f"{tmp_path/'taken'} is a file", '--out'], 'explore', '--model', 'x', '--out', tmp_path/'taken'/'page.html', writes=False)
-    refused(['5 models', '1 to 4'], 'explore', '--model', *(f'{dense}{"/" * k}' for k in range(5)), '--out', tmp_path/'page.html', writes=False)
+    refused(['6 models', '1 to 5'], 'explore', '--model', *(f'{dense}{"/" * k}' for k in range(6)), '--out', tmp_path/'page.html', writes=False)
     assert not (tmp_path/'page.html').exists() and (tmp_path/'taken').read_text() == 'mine'
 
 

@@ -9,6 +9,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 import adaptive_tokens as at
 
@@ -72,6 +74,45 @@ def test_formulas_are_rendered_and_explorers_are_alive(site):
     assert '<math' in pages['nbs/10_halting.html']
 
 
+SCREENS = [{}, dict(color_scheme='dark'), dict(viewport=dict(width=320, height=640))]
+ALIVE = [p for p in NBS if 'srcdoc=' in p.read_text(encoding='utf-8')]
+
+
+def explored(page):
+    "The first explorer of a page of the site, after arrow keys moved it from its first block to its fourth and over its patches."
+    frame = page.frame_locator('iframe').first
+    page.locator('iframe').first.scroll_into_view_if_needed()
+    live, slider = frame.locator('output.at-live'), frame.locator('label:has-text("Block") input')
+    live.wait_for()
+    slider.focus()
+    page.keyboard.press('Home')
+    before = live.inner_text()
+    for _ in range(3): page.keyboard.press('ArrowRight')
+    assert 'block 1' in before and 'block 4' in live.inner_text()
+    frame.locator('.at-grid').first.focus()
+    page.keyboard.press('Home')
+    column = frame.locator('.at-card p').first.inner_text()
+    page.keyboard.press('ArrowRight')
+    assert 'column 0)' in column and 'column 1)' in frame.locator('.at-card p').first.inner_text()
+    frame.locator('.at-explorer').evaluate('() => new Promise(done => setTimeout(done, 100))')  # frames follow their content
+    inner = frame.locator('.at-explorer').evaluate('() => [document.documentElement.scrollHeight, document.documentElement.scrollWidth, innerWidth]')
+    outer = page.locator('iframe').first.bounding_box()
+    assert outer['height'] >= inner[0] - 1 and inner[1] <= inner[2]
+    assert page.evaluate('document.documentElement.scrollWidth') <= page.viewport_size['width']
+    return frame
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('path, options', [(p, {}) for p in ALIVE] + [(ALIVE[-1], o) for o in SCREENS[1:]],
+                         ids=lambda v: v.stem if isinstance(v, Path) else '-'.join(v))
+def test_explorers_answer_keys_on_the_pages(site, visit, path, options):
+    folder = site[1]
+    frame = explored(visit(folder/'nbs'/f'{path.stem}.html', folder, **options))
+    ground = frame.locator('.at-explorer').evaluate('e => getComputedStyle(e).backgroundColor')
+    assert (max(map(int, re.findall(r'\d+', ground)[:3])) < 60) == ('color_scheme' in options)
+
+
 @pytest.mark.slow
 def test_interface_names_what_is_public_and_each_parameter(site):
     page = site[0]['docs/api.html']
@@ -82,21 +123,42 @@ def test_interface_names_what_is_public_and_each_parameter(site):
         assert told == list(inspect.signature(getattr(at, name)).parameters), name
 
 
-@pytest.mark.parametrize('image, fault', [({}, True), (dict(alt=''), True), (dict(alt='A dot'), False)])
-def test_build_refuses_a_picture_without_alt_text(tmp_path, image, fault):
+def small_site(tmp_path, *cells):
+    "Build a site of two pages with these cells."
     for name in ('docs/api.md', 'CONTRIBUTING.md', 'CHANGELOG.md'):
         (tmp_path/name).parent.mkdir(exist_ok=True)
         (tmp_path/name).write_text('# Title\n')
-    shown = dict(output_type='display_data', data={'image/png': DOT}, metadata={})
-    plot = dict(cell_type='code', id='plot', source='plot()', outputs=[shown], execution_count=None,
-                metadata=dict(mystnb=dict(image=image)))
-    nb = dict(cells=[dict(cell_type='markdown', id='text', metadata={}, source='# Title'), plot],
+    nb = dict(cells=[dict(cell_type='markdown', id='text', metadata={}, source='# Title'), *cells],
               metadata=dict(language_info=dict(name='python')), nbformat=4, nbformat_minor=5)
     (tmp_path/'nbs').mkdir()
     for name in ('index', '00_first'): (tmp_path/'nbs'/f'{name}.ipynb').write_text(json.dumps(nb))
-    done = build(tmp_path, tmp_path/'out')
+    return build(tmp_path, tmp_path/'out')
+
+
+def output(data, **metadata):
+    shown = dict(output_type='display_data', data=data, metadata={})
+    return dict(cell_type='code', id='shown', source='show()', outputs=[shown], execution_count=None, metadata=metadata)
+
+
+@pytest.mark.parametrize('image, fault', [({}, True), (dict(alt=''), True), (dict(alt='A dot'), False)])
+def test_build_refuses_a_picture_without_alt_text(tmp_path, image, fault):
+    done = small_site(tmp_path, output({'image/png': DOT}, mystnb=dict(image=image)))
     assert bool(done.returncode) == fault, done.stderr
     assert done.stderr.count('picture without alt text') == 2 * fault
+
+
+@pytest.mark.browser
+def test_hostile_names_on_a_page_of_the_site_are_text(tmp_path, visit):
+    hostile = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\'&amp;'
+    vit = timm.create_model('test_vit', img_size=64, num_classes=2, depth=4).eval()
+    explorer = at.explore({hostile: vit}, torch.randn(2, 3, 64, 64), [0, 1], [hostile] * 2)
+    data = {k: v for k, v in explorer._repr_mimebundle_()[0].items() if k.startswith('text/')}
+    done = small_site(tmp_path, output(data))
+    assert done.returncode == 0, done.stderr
+    for options in SCREENS:
+        frame = explored(visit(tmp_path/'out'/'html'/'nbs'/'00_first.html', tmp_path/'out'/'html', **options))
+        for place in ('figcaption', '.at-facts', '.at-picked'): assert hostile in frame.locator(place).first.inner_text()
+        assert frame.locator('img[src=x]').count() == 0
 
 
 def test_faults_are_found_inside_frames_and_style_sheets(tmp_path):

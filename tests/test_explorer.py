@@ -16,6 +16,7 @@ import adaptive_tokens as at
 from adaptive_tokens.cli import shipped
 from adaptive_tokens.data import ClutteredDigits, normalize
 from adaptive_tokens.explorer import SCRIPT, STYLE, as_frame, as_page, data_url, levels_of, lines_of, observe, quantised
+from adaptive_tokens.plots import head_terms
 
 HOSTILE = '</script><img src=x onerror=alert(1)>"\'&amp;<!--\ud800'
 METHODS = ['a-vit', 'adavit', 'as-vit']
@@ -85,6 +86,24 @@ def test_scores_within_half_a_step_and_on_their_side(explorer, models, images, n
     assert np.nanmax(np.where(np.stack(near, 1), 0, off)) <= .5 + 1e-6 and np.nanmax(off) <= 1.5
     for l, line in enumerate(run['lines']):
         if line is not None: assert ((back[:, l] >= line) == (wanted[:, l] >= line))[~np.isnan(wanted[:, l])].all()
+
+
+def test_votes_are_those_of_the_heads(explorer, models, images):
+    runs = {run['name']: run for run in explorer.runs}
+    assert all(runs[name]['votes'] is None for name in ('dense', 'a-vit', 'adavit'))
+    votes, H = runs['as-vit']['votes'], models['dense'].blocks[0].attn.num_heads
+    stages = models['as-vit'].method.stages()
+    assert votes['blocks'] == list(stages)
+    levels = np.frombuffer(base64.b64decode(votes['levels']), np.uint8).reshape(5, len(stages), H, -1) / 255
+    for i, image in enumerate(images):
+        for s, (l, (terms, _)) in enumerate(head_terms(models['as-vit'], image).items()):
+            wanted = (terms / terms.nan_to_num(0).amax(0)).nan_to_num(0).T.numpy()
+            assert np.abs(levels[i, s] - wanted).max() <= .51 / 255, l
+            assert abs(sum(votes['weights'][i][s]) - 100 * (~terms.isnan()).any().item()) <= H / 2  # 0 where nobody is left
+    whole = at.explore(at.adapt(models['dense'], 'as-vit', 1.), images[:1]).runs[0]
+    assert whole['votes'] is None
+    nobody = at.adapt(models['dense'], 'as-vit', places=(1, 2, 3), theta=(9., 9., 9.)).eval()
+    assert at.explore(nobody, images[:1]).runs[0]['votes']['weights'][0][1:] == [[0] * H] * 2
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20), st.floats(0, 1))
@@ -259,8 +278,8 @@ def test_names_of_classes(models, images):
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda m, x: (dict.fromkeys('abcde', m['dense']), x), '5 models: give 1 to 4'),
-    (lambda m, x: ({}, x), '0 models: give 1 to 4'),
+    (lambda m, x: (dict.fromkeys('abcdef', m['dense']), x), '6 models: give 1 to 5'),
+    (lambda m, x: ({}, x), '0 models: give 1 to 5'),
     (lambda m, x: (m, x[:, :, :40, :40]), 'images are 40x40; sides must be multiples of the patch'),
     (lambda m, x: (m, x.to(torch.uint8)), 'images are uint8; normalise them'),
     (lambda m, x: (m, x[0]), 'images have shape'),
@@ -284,5 +303,6 @@ def test_page_refuses_nan():
 
 
 def test_shipped_models_fit():
-    explorer = at.explore(dict(list(shipped().items())[:4]), normalize(ClutteredDigits('test').batch(range(2)).images))
-    assert len(explorer.runs) >= 3
+    models = shipped()
+    explorer = at.explore(models, normalize(ClutteredDigits('test').batch(range(2)).images))
+    assert [run['name'] for run in explorer.runs] == list(models) and {'dense', *METHODS} <= set(models)

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 
 from adaptive_tokens.model import Method, Trace, adapt, calibrate
 from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_distribution, depth_map, edges, fade, gallery,
-                                   gate_usage, head_scores, head_terms, patch_grid, picture, plain, stages_of, token_counts,
+                                   gate_usage, head_importance, head_scores, head_terms, patch_grid, picture, plain, stages_of, token_counts,
                                    token_stages, tokens_per_block)
 
 
@@ -241,6 +241,44 @@ def test_models_without_such_terms_are_named():
     with pytest.raises(ValueError, match='at budget 1 nothing is scored'): head_scores(adapt(vit, 'as-vit', budget=1), image)
     with pytest.raises(ValueError, match='images have shape'): head_scores(adaptive(vit, (0, 0, 0)), image[None])
     with pytest.raises(ValueError, match='NaN'): head_scores(adaptive(vit, (0, 0, 0)), image / 0)
+
+
+def test_importance_of_heads_is_the_mean_over_patches_that_are_left():
+    "Against plain attention, image by image, on the patches that the trace calls active."
+    model, images = adaptive(small(), (0, 0, 0)), torch.randn(3, 3, 64, 64)
+    calibrate(model, [images], .6)
+    with torch.no_grad(): _, trace = model(images, return_trace=True)
+    axes = rendered(head_importance(model.train(), images, title='$a $b')).axes
+    H, left = model.vit.blocks[0].attn.num_heads, trace.active[..., 1:]
+    wanted, model = [[] for _ in range(4)], model.eval()
+    assert 0 < left[:, 3].sum() < left[:, 0].sum()
+    with torch.no_grad():
+        for i in range(3):
+            x = model.vit.pos_drop(model.vit._pos_embed(model.vit.patch_embed(images[i:i + 1])))
+            for l, block in enumerate(model.vit.blocks):
+                x = x[:, trace.active[i, l][trace.active[i, l - 1]]] if l else x
+                q, k, v = block.attn.qkv(block.norm1(x)).reshape(1, -1, 3, H, x.shape[2] // H).permute(2, 0, 3, 1, 4)
+                norm = ((q @ k.transpose(-1, -2) * q.shape[-1]**-.5).softmax(-1) @ v).norm(dim=-1)[0, :, 1:]
+                wanted[l].append(norm / norm.sum(0))
+                x = block(x)
+    wanted = [100 * torch.cat(w, 1).mean(1) for w in wanted]
+    shown = torch.tensor([float(t.get_text()) for t in axes[0].texts]).view(4, H)
+    assert (shown - torch.stack(wanted)).abs().max() <= .501
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ['scores 1', 'scores 2', 'scores 3', '4']
+    assert axes[0].get_xlabel() == f'head (alike: {100 / H:.0f} each)'
+
+
+def test_importance_without_stages_without_patches_and_without_heads_that_count():
+    vit, images = small(), torch.randn(2, 3, 64, 64)
+    H = vit.blocks[0].attn.num_heads
+    assert len(rendered(head_importance(adapt(vit, 'as-vit', budget=1), images)).axes[0].texts) == 4 * H
+    fig = rendered(head_importance(adaptive(vit, (9., 9., 9.)), images))  # nobody is left after block 1
+    assert len(fig.axes[0].texts) == H
+    with pytest.raises(ValueError, match='adavit has no score'): head_importance(adapt(vit, 'adavit', .6), images)
+    with pytest.raises(ValueError, match='images have shape'): head_importance(adaptive(vit, (0, 0, 0)), images[0])
+    in_half = head_importance(adaptive(small(), (-1., -1., -1.)).bfloat16(), images.bfloat16())
+    whole = head_importance(adaptive(small(), (-1., -1., -1.)), images)
+    assert all(abs(int(a.get_text()) - int(b.get_text())) <= 1 for a, b in zip(in_half.axes[0].texts, whole.axes[0].texts))
 
 
 # --- gates

@@ -3,7 +3,7 @@
 
 const SVG = 'http://www.w3.org/2000/svg';
 const STEP_MS = 700;                                // of the play button
-const DASHES = ['none', '6 3', '2 3', '8 3 2 3'];   // of the lines of the first to the fourth model
+const DASHES = ['none', '6 3', '2 3', '8 3 2 3', '12 4'];  // of the lines of the first to the fifth model
 const MODES = ['Overlay', 'Image', 'Depth'];
 const FOCUSABLE = new Set(['button', 'input', 'select', 'summary']);
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -31,7 +31,7 @@ const set = (of, attributes) => { for (const [name, value] of Object.entries(att
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
 const bit = (packed, i) => packed[i >> 3] >> (7 - (i & 7)) & 1;
 const percent = share => `${Math.round(100 * share)} %`;
-const short = value => String(Number(value.toPrecision(2)));
+const short = value => value && Math.abs(value) < 1e-6 ? 'about 0' : String(Number(value.toPrecision(2)));
 const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
 
 function spans(blocks) {  // [1, 2, 3, 5] as '1-3, 5'
@@ -42,6 +42,12 @@ function spans(blocks) {  // [1, 2, 3, 5] as '1-3, 5'
     else out.push([b, b]);
   }
   return out.map(([a, b]) => a === b ? `${a}` : `${a}-${b}`).join(', ');
+}
+
+// What a head gave to a patch at a stage, from 0 to 1; the root, since votes span powers of ten.
+function votesIn({ votes }, H, N) {
+  const levels = votes ? bytes(votes.levels) : [], stages = votes ? votes.blocks.length : 0;
+  return (i, s, h, n) => Math.sqrt(levels[((i * stages + s) * H + h) * N + n] / 255);
 }
 
 // What one model did, unpacked: activity, depth, heads, sub-layers and scores by image, block (from 0) and patch.
@@ -59,7 +65,7 @@ function unpack(run, { blocks: L, grid }) {
   return { ...run, H, N, L, value, blocksOf, depths, count,
            on: (i, l, n) => bit(active, at(i, l, n)),
            head: (i, l, h) => bit(heads, (i * L + l) * H + h),
-           sublayer: (i, l, s) => bit(sublayers, (i * L + l) * 2 + s) };
+           sublayer: (i, l, s) => bit(sublayers, (i * L + l) * 2 + s), vote: votesIn(run, H, N) };
 }
 
 // --- pictures
@@ -99,7 +105,7 @@ const sample = run => draw('svg', { class: 'at-sample', viewBox: '0 0 30 10', 'a
 function render({ model, el }) {
   const data = model.get('data'), [rows, columns] = data.grid, [height, width] = data.size;
   const L = data.blocks, N = rows * columns, w = width / columns, h = height / rows;
-  const local = { mode: 'Overlay', hover: null, pinned: false, sort: 'depth', timer: null };
+  const local = { mode: 'Overlay', hover: null, pinned: false, sort: 'depth', timer: null, head: null };  // head: [run, stage, head]
   let runs = [];
   const get = name => model.get(name);
   const put = (name, value) => { if (get(name) !== value) { model.set(name, value); model.save_changes(); } };
@@ -160,7 +166,7 @@ function render({ model, el }) {
 
   function figureOf(k) {
     const picture = draw('image', { width, height, preserveAspectRatio: 'none', class: width <= 128 ? 'at-pixels' : null });
-    const faded = draw('path', { class: 'at-faded' }), depth = draw('g', { class: 'at-depth' });
+    const faded = draw('path', { class: 'at-faded' }), depth = draw('g', { class: 'at-depth' }), veil = draw('g', { class: 'at-veil' });
     const rim = [draw('path', { class: 'at-rim-outer' }), draw('path', { class: 'at-rim' })];
     const mark = ['at-mark-outer', 'at-mark'].map(name => draw('rect', { width: w, height: h, class: name }));
     const svg = draw('svg', { viewBox: `0 0 ${width} ${height}`, class: 'at-grid', tabindex: 0, role: 'application',
@@ -169,16 +175,24 @@ function render({ model, el }) {
       onpointermove: e => { const n = patchAt(svg, e); if (n !== local.hover) { local.hover = n; updateTokens(); } },
       onpointerleave: () => { local.hover = null; updateTokens(); },
       onpointerdown: e => { local.hover = null; local.pinned = true; put('token', patchAt(svg, e) ?? -1); update(); } },
-      picture, faded, depth, ...rim, ...mark);
+      picture, faded, veil, depth, ...rim, ...mark);
     const title = node('figcaption'), facts = node('p', { class: 'at-facts' }), usage = node('div', { class: 'at-usage' });
-    const made = node('figure', {}, title, svg, facts, usage, ...budgetOf(k));
+    const heads = headsOf(k), made = node('figure', {}, title, svg, facts, usage, heads.node, ...budgetOf(k));
     let drawn = '';
+
+    // Stage and head whose votes are in sight: at the block of the stage, in the overlay.
+    function voted() {
+      if (!local.head || local.head[0] !== k || local.mode !== 'Overlay' || !runs[k].votes) return null;
+      const [, s, h] = local.head;
+      return runs[k].votes.blocks[s] === get('layer') ? [s, h] : null;
+    }
 
     function describe() {
       const run = runs[k], i = get('image'), l = get('layer'), token = shown();
       const state = token < 0 ? '' : `; patch ${token}, row ${Math.floor(token / columns)}, column ${token % columns}: `
         + (run.on(i, l - 1, token) ? 'active' : 'not active');
-      set(svg, { 'aria-label': `${run.name}, ${local.mode.toLowerCase()}: ${run.count(i, l - 1)} of ${N} patches active in block ${l}${state}` });
+      const votes = voted() ? `, votes of head ${voted()[1] + 1}` : '';
+      set(svg, { 'aria-label': `${run.name}, ${local.mode.toLowerCase()}${votes}: ${run.count(i, l - 1)} of ${N} patches active in block ${l}${state}` });
     }
     function token() {
       const n = shown();
@@ -188,7 +202,10 @@ function render({ model, el }) {
     function update() {
       const run = runs[k], i = get('image'), l = get('layer') - 1, over = local.mode === 'Overlay';
       set(picture, { href: data.pictures[i], visibility: local.mode === 'Depth' ? 'hidden' : 'visible' });
-      set(faded, { d: over ? cells(n => !run.on(i, l, n), rows, columns, w, h) : '' });
+      const votes = voted();
+      veil.replaceChildren(...(votes ? Array.from({ length: N }, (_, n) => draw('rect', { x: n % columns * w, y: Math.floor(n / columns) * h,
+        width: w, height: h, fill: '#fff', 'fill-opacity': (.9 * (1 - run.vote(i, ...votes, n))).toFixed(2) })) : []));
+      set(faded, { d: over && !votes ? cells(n => !run.on(i, l, n), rows, columns, w, h) : '' });
       const edges = local.mode === 'Image' ? '' : outline(n => run.on(i, l, n), rows, columns, w, h);
       for (const path of rim) set(path, { d: edges });
       const wanted = local.mode === 'Depth' ? run.depths(i) : [];
@@ -198,6 +215,7 @@ function render({ model, el }) {
       facts.textContent = `${(run.macs[i] / 1e9).toPrecision(3)} GMACs, ${percent(run.macs[i] / run.dense)} of dense. `
         + `Says ${run.guess[i]} (${percent(run.probability[i])})${verdict}.`;
       usage.replaceChildren(usageOf(run));
+      heads.update();
       token();
     }
     return { node: made, update, token };
@@ -220,6 +238,35 @@ function render({ model, el }) {
     for (const l of new Set([1, Math.ceil(L / 2), L])) svg.append(draw('text', { x: 43 + (l - 1) * 10, y: kinds.length * 10 + 9, class: 'at-middle' }, String(l)));
     svg.append(draw('rect', { x: 38 + (get('layer') - 1) * 10, y: 0, width: 10, height: kinds.length * 10, class: 'at-now' }));
     return svg;
+  }
+
+  // Weights of the heads at the stages of AS-ViT; a press shows what the head voted for, another press shows all again.
+  function headsOf(k) {
+    const holder = node('div');
+    let made = null, buttons = [];
+    const pressed = (s, h) => String(local.head) === String([k, s, h]);
+    function press(s, h) {
+      local.head = pressed(s, h) ? null : [k, s, h];
+      local.mode = 'Overlay';
+      put('layer', runs[k].votes.blocks[s]);
+      update();
+    }
+    function build(blocks) {
+      buttons = blocks.map((_, s) => Array.from({ length: runs[k].H }, (_, h) =>
+        node('button', { type: 'button', class: 'at-button at-head', onclick: () => press(s, h) })));
+      holder.replaceChildren(...blocks.map((l, s) => node('div', { class: 'at-heads', role: 'group', 'aria-label': `Weights of heads after block ${l}` },
+        node('span', { class: 'at-facts' }, `Heads, block ${l}, %:`), ...buttons[s])));
+    }
+    function updateHeads() {
+      const { votes } = runs[k], blocks = votes ? votes.blocks : [];
+      if (made !== String(blocks)) { build(blocks); made = String(blocks); }
+      buttons.forEach((row, s) => row.forEach((button, h) => {
+        const weight = votes.weights[get('image')][s][h];
+        button.textContent = weight;
+        set(button, { 'aria-label': `head ${h + 1}: ${weight} %`, 'aria-pressed': pressed(s, h) });
+      }));
+    }
+    return { node: holder, update: updateHeads };
   }
 
   // Jupyter alone has somebody who can compute again.
