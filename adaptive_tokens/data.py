@@ -7,13 +7,16 @@ __all__ = ['GOLDEN', 'SPLITS', 'INK', 'PIECES', 'LEVELS', 'BACKGROUND', 'SCALE',
            'TRAIN_SPLITS', 'mix', 'random_bits', 'below', 'nearest', 'digits', 'axis_weights', 'paste', 'digit_ink',
            'stroke_glyphs', 'piece_glyphs', 'clutter_ink', 'Level', 'pixel_noise', 'compose', 'evidence', 'DigitBatch',
            'render', 'check_geometry', 'level_index', 'image_indices', 'normalize', 'ClutteredDigits', 'digits_loader',
-           'digits_vit', 'StrictImages', 'image_transform', 'check_root', 'open_images', 'image_loader']
+           'digits_vit', 'StrictImages', 'image_transform', 'check_root', 'open_images', 'check_classes',
+           'image_loader']
 
 # %% ../nbs/03_data.ipynb #7431797a
 import difflib
 import os
 import tarfile
+import warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 # %% ../nbs/03_data.ipynb #c3d7aef9
@@ -340,19 +343,32 @@ def digits_vit(
 
 # %% ../nbs/03_data.ipynb #160034d2
 class StrictImages(Dataset):
-    "A timm image data set in which a file that cannot be decoded raises ValueError instead of being skipped"
+    "A timm image data set in which a file that cannot be decoded raises ValueError, or is named, counted and skipped"
     def __init__(self,
-        data:Dataset, # from `timm.data.create_dataset`, with its transform set
-    ): self.data = data
+        data:Dataset,    # from `timm.data.create_dataset`, with its transform set
+        skip:bool=False, # warn and take the next image instead of raising
+    ):
+        self.data, self.skip = data, skip
+        self.unread = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # marked by workers, too
 
     def __len__(self): return len(self.data)
     def __getitem__(self, i):
         file, label, *_ = self.data.reader[i]
         try: image = Image.open(file).convert('RGB')
-        except (OSError, SyntaxError) as e:
-            raise ValueError(f"cannot read image {self.filename(i)!r}: {e}; replace or remove it, "
-                             "or pass unreadable='skip'") from e
+        except (OSError, SyntaxError) as e: return self.next(i, e)
         return self.data.transform(image), -1 if label is None else int(label)
+
+    def next(self, i, e):
+        "Another image in place of `i`; raises ValueError where none shall be taken, or there is none"
+        if not self.skip: raise ValueError(f"cannot read image {self.filename(i)!r}: {e}; replace or remove it, "
+                                           "or pass unreadable='skip'") from e
+        if not self.unread[i]: warnings.warn(f'image {self.filename(i)!r} cannot be read and is skipped: {e}', stacklevel=2)
+        self.unread[i] = True
+        if self.unread.all(): raise ValueError(f'none of the {len(self)} images can be read; the last: {e}') from e
+        return self[(i + 1) % len(self)]
+
+    @property
+    def skipped(self): return [self.filename(i) for i in self.unread.nonzero().flatten().tolist()]  # names, so far
 
     def filename(self,
         i:int,  # which image
@@ -411,6 +427,21 @@ def open_images(
         raise ValueError(f"no image{mapped} in {str(root)!r} for split {split!r}; "
                          f"looked for {', '.join(get_img_extensions())} in it and its subfolders") from e
 
+# %% ../nbs/03_data.ipynb #5a2b2cbc
+def check_classes(
+    data:Dataset, # from `open_images`
+):
+    "Raise ValueError for an empty class folder, and warn of classes in a class map that have no image"
+    reader = getattr(data, 'reader', None)
+    samples, classes = getattr(reader, 'samples', None), getattr(reader, 'class_to_idx', None)
+    if not samples or not classes or not os.path.isdir(getattr(reader, 'root', '')): return
+    root = Path(reader.root)
+    filled, targets = {Path(file).relative_to(root).parts[0] for file, _ in samples}, {target for _, target in samples}
+    missing = [name for name, number in classes.items() if number not in targets]  # of a class map
+    empty = sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != '.' and f.name not in {*filled, *classes})
+    if empty: raise ValueError(f'class folder {empty[0]!r} in {root} holds no image: add some, or remove it')
+    if missing: warnings.warn(f'{len(missing)} of {len(classes)} classes have no image in {root}, the first: {missing[0]!r}', stacklevel=3)
+
 # %% ../nbs/03_data.ipynb #62c3b683
 def image_loader(
     root:str,               # folder with one subfolder per class, tar file, or what a prefix of `name` asks for
@@ -420,7 +451,7 @@ def image_loader(
     split:str='validation', # subfolder or split to read
     class_map=None,         # text file with one class per line, or a dict from class to number
     training:bool=False,    # timm's augmentation, and a seeded new order each epoch
-    unreadable:str='raise', # 'raise' ValueError with the file's name, or 'skip' to the next image as timm does
+    unreadable:str='raise', # 'raise' ValueError with the file's name, or warn and 'skip' to the next image
     num_workers:int=0,      # processes that read images
     seed:int=0,             # of the training order
     data_options:dict=None, # more for `timm.data.create_dataset`
@@ -432,6 +463,7 @@ def image_loader(
     data = open_images(root, name, split, class_map, **options)
     data.transform = image_transform(vit, training, **changes)
     streamed = isinstance(data, IterableDataset)   # shards are shuffled by their reader, and have no files to name
-    if unreadable == 'raise' and hasattr(data, 'reader') and not streamed: data = StrictImages(data)
+    if training: check_classes(data)
+    if hasattr(data, 'reader') and not streamed: data = StrictImages(data, unreadable == 'skip')
     order = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size, shuffle=training and not streamed, num_workers=num_workers, generator=order)

@@ -235,7 +235,7 @@ def test_train_dense_and_then_a_method_from_it(run, dense, tmp_path, monkeypatch
     short = [*SHORT, '--epochs', '2']
     code, text, _ = run('train', '--init', dense, *short)
     assert code == 0 and 'runs/dense/best' in text.replace('\\', '/') and 'of 2: top-1' in text
-    assert {f.name for f in (tmp_path/'runs'/'dense').iterdir()} == {'best', 'last', 'log.jsonl'}
+    assert {f.name for f in (tmp_path/'runs'/'dense').iterdir()} == {'best', 'last', 'log.jsonl', 'log.png', 'states'}
     code, text, _ = run('train', '--method', 'as-vit', '--budget', '0.8', '--init', 'runs/dense/best', *short)
     rows = [json.loads(line) for line in (tmp_path/'runs'/'as-vit'/'log.jsonl').read_text().splitlines()]
     assert code == 0 and len(rows) == 2 and all(row['distill'] > 0 and 'top1' in row for row in rows)
@@ -595,7 +595,7 @@ def test_interrupted_training_keeps_what_was_finished(run, dense, out, monkeypat
         return stop() if len(calls) > 1 else train_epoch(run)
     monkeypatch.setattr(train, 'train_epoch', second_time)
     assert run(*words, out)[0] == 130
-    assert {f.name for f in out.iterdir()} == {'best', 'last', 'log.jsonl'} and load_dense(out/'last').num_classes == 10
+    assert {f.name for f in out.iterdir()} == {'best', 'last', 'log.jsonl', 'states'} and load_dense(out/'last').num_classes == 10
     assert run(*words, out.with_name('second'))[0] == 130 and not out.with_name('second').exists()
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -611,3 +612,124 @@ def test_fit_on_cuda(kind, dtype, tmp_path):
     assert all(p.is_cuda and p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert rows[-1]['n'] == 40 and all(math.isfinite(v) for v in rows[-1].values() if isinstance(v, float))
     torch.testing.assert_close(logits(load(kind, tmp_path/'last')), logits(model.cpu()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('n, accumulate', [(40, 1), (40, 2), (40, 3), (33, 5)])
+def test_accumulated_gradients_are_those_of_the_batches_together(n, accumulate):
+    "Batches of 8, the last smaller: a step's gradient is the mean of its batches' gradients, also in the last, shorter group"
+    x, y = pictures(n)
+    batches = [(x[i:i + 8], y[i:i + 8]) for i in range(0, n, 8)]
+    model, by_hand = tiny(), tiny()
+    rows = fit(model, batches, epochs=1, lr=.1, opt='sgd', warmup=0., floor=1., clip=0., weight_decay=0., accumulate=accumulate, **quick)
+    optimizer = make_optimizer(by_hand.train(), Recipe(lr=.1, opt='sgd', weight_decay=0.))
+    for k in range(0, len(batches), accumulate):
+        group = batches[k:k + accumulate]
+        sum(F.cross_entropy(by_hand(images), labels) / len(group) for images, labels in group).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(weights(model), weights(by_hand), atol=1e-6, rtol=1e-5)
+    assert rows[0]['step'] == -(-len(batches) // accumulate)
+
+
+def test_the_moving_average_is_what_is_judged_kept_and_given_back(tmp_path):
+    plain, averaged = tiny(), tiny()
+    fit(plain, loader(), epochs=3, **quick)
+    rows = fit(averaged, loader(), loader(shuffle=False), epochs=3, ema=.9, out=tmp_path, **quick)
+    assert not torch.equal(weights(plain), weights(averaged))
+    assert torch.equal(logits(load_dense(tmp_path/'last')), logits(averaged))
+    assert evaluate(averaged, loader(shuffle=False))['top1'] == rows[-1]['top1']
+    tracked = tiny()
+    fit(tracked, loader(), epochs=3, ema=1e-9, **quick)  # an average that forgets at once
+    torch.testing.assert_close(weights(tracked), weights(plain), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('n', [33, 34])
+def test_mixed_images_train_also_where_one_has_no_partner(n):
+    x, y = pictures(n)
+    batches = [(x[:n // 2], y[:n // 2]), (x[n // 2:], y[n // 2:])]
+    before = [images.clone() for images, _ in batches]
+    rows = fit(tiny(), batches, epochs=2, mixup=.8, cutmix=1., **quick)
+    assert all(torch.equal(images, old) for (images, _), old in zip(batches, before)) and math.isfinite(rows[-1]['loss'])
+    soft = [(images, F.one_hot(labels, CLASSES).float()) for images, labels in batches]
+    with pytest.raises(ValueError, match='soft targets.*mixup=0'): fit(tiny(), soft, mixup=.8, **quick)
+
+
+def test_a_recipe_for_another_method_or_budget_is_refused():
+    with pytest.raises(ValueError, match="for 'as-vit' and the model is dense"): fit(tiny(), loader(), recipe='as-vit/deit-s-0.65')
+    with pytest.raises(ValueError, match='budget 0.65 and the model has 0.7'): fit(sparse(), loader(), recipe='as-vit/deit-s-0.65')
+    with pytest.raises(ValueError, match="no recipe 'as-vit/deit-s'; nearest"): fit(sparse(), loader(), recipe='as-vit/deit-s')
+
+
+@pytest.mark.parametrize('names, match', [('tensorbored', "no tracker 'tensorbored'; nearest: tensorboard"), (['wandb'], 'pip install wandb')])
+def test_trackers_that_are_not_there_are_refused(names, match, tmp_path):
+    with pytest.raises(ValueError, match=match): fit(tiny(), loader(), trackers=names, out=tmp_path, **quick)
+
+
+def test_tensorboard_is_told_of_every_epoch(tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with pytest.raises(ValueError, match='give out='): fit(tiny(), loader(), trackers='tensorboard', **quick)
+    rows = fit(tiny(), loader(), epochs=2, trackers='tensorboard', out=tmp_path, **quick)
+    told = EventAccumulator(str(next(tmp_path.rglob('events.out.*')).parent)).Reload()
+    assert [e.value for e in told.Scalars('loss')] == pytest.approx([row['loss'] for row in rows])
+
+
+def test_a_penalty_without_gradient_and_a_cost_that_stands_still_are_announced_once():
+    model = sparse()
+    watch, said = train.Watch(patience=3), []
+    run = type('Run', (), dict(model=model, steps=7))
+    model.method.theta.grad = torch.zeros(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for _ in range(8): watch(run, .9)
+        said = [str(w.message) for w in caught]
+    assert len(said) == 2 and 'theta of as-vit has had exactly zero gradient for 3 steps (step 7)' in said[0]
+    assert 'stood at 0.900' in said[1] and 'the budget is 0.7' in said[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        watch, model.method.theta.grad = train.Watch(patience=3), torch.ones(2)
+        for share in (.9, .8, .7, .7, .7, .7): watch(run, share)
+
+
+def test_the_card_says_data_recipe_versions_result_and_licence(tmp_path):
+    model = sparse()
+    fit(model, loader(), loader(shuffle=False), epochs=2, teacher=tiny(), out=tmp_path, **quick)
+    card = (tmp_path/'last'/'README.md').read_text()
+    for part in ('as-vit, budget 0.7', 'TensorDataset, 40 images', 'epochs: 2', torch.__version__, timm.__version__, 'licence: ', 'seed 0'):
+        assert part in card, part
+    result = evaluate(model, loader(shuffle=False))
+    assert f"| this model | {result['top1']:.2f} | 40 |" in card and '| teacher, dense |' in card and '| this model, every token |' in card
+    assert (tmp_path/'best'/'README.md').exists()
+    from huggingface_hub import ModelCard
+    assert ModelCard(card).data.library_name == 'adaptive_tokens'
+
+
+def test_a_log_is_drawn_from_its_folder_file_or_rows(tmp_path):
+    rows = fit(sparse(), loader(), loader(shuffle=False), epochs=2, out=tmp_path, **quick)
+    for log in (tmp_path, tmp_path/'log.jsonl', rows):
+        labels = [ax.get_ylabel() for ax in train.plot_log(log).axes]
+        assert labels == ['loss', 'penalties', 'top-1, %', 'share of dense multiply-adds', 'learning rate', 'thresholds']
+    with pytest.raises(FileNotFoundError, match='no log'): train.plot_log(tmp_path/'nowhere')
+    with pytest.raises(ValueError, match='no epoch yet'): train.plot_log([])
+
+
+@pytest.mark.parametrize('method', ['as-vit', 'a-vit', 'adavit'])
+def test_half_precision_keeps_what_decides_in_float32_and_finite(method):
+    model = adapt(tiny(), method, budget=.7).train()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast('cpu', dtype): terms, _, trace = loss_terms(model, *pictures(8))
+        terms['loss'].backward()
+        kept = [trace.macs, *model.method.buffers(), *model.method.parameters(), *(v for v in terms.values())]
+        assert all(v.dtype == torch.float32 for v in kept if v.is_floating_point())
+        assert trace.score.dtype == torch.float32
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_memory_of_a_masked_step_is_close_to_a_dense_one():
+    vit = tiny(img_size=64, depth=6)
+    models = dict(dense=vit, **{name: adapt(copy.deepcopy(vit), name, budget=.7) for name in ('as-vit', 'a-vit', 'adavit')})
+    x = torch.randn(8, 3, 64, 64)
+    calibrate(models['as-vit'], [x])
+    rows = {row['name']: row for row in train.step_costs(models, x, torch.arange(8) % CLASSES, repeats=1)}
+    assert rows['dense']['memory'] == rows['dense']['time'] == 1
+    assert all(row['memory'] < 1.6 and row['time'] > 0 for row in rows.values())  # narrow: 16 wide; DeiT-S is measured apart

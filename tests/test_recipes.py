@@ -1,0 +1,89 @@
+"Numbers are checked before a run, printed in full, and come back as they were printed."
+from dataclasses import asdict
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from adaptive_tokens import gating, halting, pruning  # noqa: F401, they register their methods
+from adaptive_tokens.data import digits_vit
+from adaptive_tokens.model import METHODS, adapt
+from adaptive_tokens.recipes import RECIPES, WANTED, Recipe, make_mixup, make_optimizer, parameter_groups, recipe_of
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_published_recipes_name_what_exists_and_can_be_built(name):
+    import timm
+    recipe = RECIPES[name]
+    assert timm.is_model(recipe.backbone) and recipe.method in METHODS and recipe.method == name.split('/')[0]
+    adapt(timm.create_model(recipe.backbone, drop_path_rate=recipe.drop_path), recipe.method, recipe.budget, **recipe.options)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_printed_recipe_reads_back_equal(name, tmp_path):
+    (tmp_path/'r.yaml').write_text(str(RECIPES[name]))
+    assert recipe_of(tmp_path/'r.yaml') == RECIPES[name]
+    assert all(f'{field}:' in str(RECIPES[name]) for field in asdict(Recipe()))
+
+
+numbers = st.fixed_dictionaries(dict(epochs=st.integers(1, 500), lr=st.floats(1e-8, 10), warmup=st.floats(0, .99), ema=st.floats(0, .99999),
+                                     weight_decay=st.floats(0, 1), layer_decay=st.floats(.1, 1), mixup=st.floats(0, 2)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(numbers)
+def test_changes_win_over_a_file_and_a_file_over_its_base(tmp_path_factory, changes):
+    file = tmp_path_factory.mktemp('r')/'r.yaml'
+    file.write_text('base: as-vit/deit-s-0.65\n' + ''.join(f'{k}: {v!r}\n' for k, v in changes.items()))
+    recipe = recipe_of(file, lr=.5, options=dict(T=7.))
+    assert asdict(recipe) == {**asdict(RECIPES['as-vit/deit-s-0.65']), **changes, 'lr': .5, 'options': dict(budget_weight=9.2, T=7.)}
+
+
+@pytest.mark.parametrize('changes, match', [
+    (dict(epochs=0), 'epochs is 0; it must be a whole number'), (dict(epochs=1.5), 'epochs is 1.5'), (dict(epochs=True), 'epochs is True'),
+    (dict(lr=0), 'lr is 0; it must be above 0'), (dict(lr=float('inf')), 'lr is inf'), (dict(lr='fast'), "lr is 'fast'"),
+    (dict(floor=2), 'floor is 2; it must be from 0 to 1'), (dict(layer_decay=0), 'layer_decay is 0'), (dict(accumulate=0), 'accumulate is 0'),
+    (dict(ema=1), 'ema is 1; it must be from 0 .none. to below 1'), (dict(mixup=-1), 'mixup is -1'), (dict(cutmix=-1), 'cutmix is -1'),
+    (dict(erase=2), 'erase is 2; it must be a probability'), (dict(drop_path=1), 'drop_path is 1'), (dict(clip=-1), 'clip is -1'),
+    (dict(batch_size=0), 'batch_size is 0'), (dict(method='as-vot'), "'as-vot'; nearest: as-vit"), (dict(budget=0), 'budget is 0'),
+    (dict(opt='adamv'), "'adamv'"), (dict(epoch=3), "no field of a recipe 'epoch'; nearest: epochs")])
+def test_numbers_that_cannot_work_are_named(changes, match):
+    with pytest.raises(ValueError, match=match): recipe_of(**changes)
+
+
+def test_every_number_has_a_rule(): assert set(WANTED) == {k for k, v in asdict(Recipe()).items() if isinstance(v, (int, float))} - {'budget'}
+
+
+@pytest.mark.parametrize('text, error, match', [
+    ('lr: [', ValueError, 'is no yaml file'), ('just words', ValueError, 'holds no fields'), ('', ValueError, 'holds no fields'),
+    ('base: nothing\n', ValueError, "no recipe 'nothing'"), ('lrr: 1\n', ValueError, "'lrr'; nearest: lr"), (None, FileNotFoundError, 'no recipe file')])
+def test_files_that_hold_no_recipe_are_named(text, error, match, tmp_path):
+    file = tmp_path/'mine.yaml'
+    if text is not None: file.write_text(text)
+    with pytest.raises(error, match=match): recipe_of(file)
+
+
+def test_layer_decay_slows_the_early_blocks_and_keeps_the_method_apart():
+    model = adapt(digits_vit(img_size=32, depth=4), 'as-vit')
+    optimizer = make_optimizer(model, Recipe(layer_decay=.5))
+    scale = {id(p): group.get('lr_scale', 1.) for group in optimizer.param_groups for p in group['params']}
+    rates = [scale[id(block.mlp.fc1.weight)] for block in model.vit.blocks]
+    assert all(a == pytest.approx(b / 2) for a, b in zip(rates, rates[1:]))
+    assert scale[id(model.method.theta)] == model.method.lr_scale
+    assert len(scale) == len(list(model.parameters()))
+
+
+def test_a_frozen_backbone_leaves_the_method_alone_to_learn():
+    model = adapt(digits_vit(img_size=32, depth=4), 'adavit')
+    model.vit.requires_grad_(False)
+    for decay in (1., .5):
+        groups = parameter_groups(model, .05, decay)
+        assert {id(p) for g in groups for p in g['params']} == {id(p) for p in model.method.parameters()}
+    with pytest.raises(ValueError, match='nothing to train'): make_optimizer(model.vit, Recipe())
+
+
+def test_mixing_warns_for_a_vit_alone():
+    with pytest.warns(UserWarning, match='A-ViT .*mixup'): make_mixup(Recipe(mixup=.8), 10, 'a-vit')
+    assert make_mixup(Recipe(), 10) is None and make_mixup(Recipe(cutmix=1.), 10, 'as-vit') is not None
+    images, targets = make_mixup(Recipe(cutmix=1.), 4)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 3]))
+    torch.testing.assert_close(targets.sum(1), torch.ones(2))
