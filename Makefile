@@ -11,13 +11,14 @@ JOBS  = logical
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(OK)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help env demo test test-gpu lab readme check export docs build clean
+.PHONY: help env demo test test-gpu real lab readme check export docs build clean
 .DEFAULT_GOAL = help
 
 help:
 	@echo 'make demo      run the shipped models on the embedded test images; writes demo/'
 	@echo 'make test      all notebooks and tests (ARGS=--fast leaves out what takes more than 20 s, JOBS=1 runs in one process)'
 	@echo 'make test-gpu  the tests and notebook cells that need a CUDA device'
+	@echo 'make real      train on real images, ARGS="--images FOLDER" (in 15 minutes without a GPU; --full for all of it)'
 	@echo 'make lab       open the notebooks in JupyterLab'
 	@echo 'make export    notebooks to modules and README.md, cleaned'
 	@echo 'make readme    README.md from nbs/index.ipynb'
@@ -44,6 +45,9 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+real: $(READY)
+	$(BIN)/python tools/train_real.py $(ARGS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs $(ARGS)

@@ -1,4 +1,6 @@
 "Vision Transformers that spend compute only where an image needs it."
+import warnings
+
 from adaptive_tokens.bench import Benchmark, benchmark
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader
@@ -7,10 +9,14 @@ from adaptive_tokens.gating import AdaViT
 from adaptive_tokens.halting import AViT
 from adaptive_tokens.model import AdaptiveViT, Method, Trace, adapt, calibrate, create_model
 from adaptive_tokens.pruning import ASViT
+from adaptive_tokens.recipes import RECIPES, Recipe
 from adaptive_tokens.tokens import MaskedTokens, PackedTokens
-from adaptive_tokens.train import evaluate, fit
+from adaptive_tokens.train import evaluate, fit, plot_log
+
+# `python -m adaptive_tokens.train` runs a module that is imported here already: harmless, it only calls the command line
+warnings.filterwarnings('ignore', "'adaptive_tokens.train' found in sys.modules", RuntimeWarning)
 
 __version__ = "0.1.0"
 __all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'Explorer', 'MaskedTokens', 'Method',
-           'PackedTokens', 'Trace', 'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore',
-           'fit', 'image_loader', 'macs']
+           'PackedTokens', 'RECIPES', 'Recipe', 'Trace', 'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader',
+           'evaluate', 'explore', 'fit', 'image_loader', 'macs', 'plot_log']

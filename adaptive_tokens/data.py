@@ -434,7 +434,7 @@ def check_classes(
     "Raise ValueError for an empty class folder, and warn of classes in a class map that have no image"
     reader = getattr(data, 'reader', None)
     samples, classes = getattr(reader, 'samples', None), getattr(reader, 'class_to_idx', None)
-    if not samples or not classes or not os.path.isdir(getattr(reader, 'root', '')): return
+    if not classes or not os.path.isdir(getattr(reader, 'root', '')): return  # a tar has no empty folder
     root = Path(reader.root)
     filled, targets = {Path(file).relative_to(root).parts[0] for file, _ in samples}, {target for _, target in samples}
     missing = [name for name, number in classes.items() if number not in targets]  # of a class map

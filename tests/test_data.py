@@ -3,6 +3,7 @@ import hashlib
 import io
 import os
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +354,31 @@ def test_imagenet_tar_with_its_class_map():
     images, labels = next(iter(loader))
     assert len(loader.dataset) == 1300 and images.shape == (50, 3, 224, 224)
     with torch.no_grad(): assert (deit(images).argmax(1) == labels).float().mean() > .6
+
+
+def test_what_is_skipped_is_named_once_and_counted_by_every_process(photos, vit):
+    truncate(photos)
+    for workers in (0, 1):
+        loader = image_loader(photos, vit, unreadable='skip', num_workers=workers)
+        if workers: list(loader)
+        else:
+            with pytest.warns(UserWarning, match="image 'class1/photo.png' cannot be read and is skipped") as told: list(loader), list(loader)
+            assert sum('is skipped' in str(w.message) for w in told) == 1
+        assert loader.dataset.skipped == ['class1/photo.png']
+
+
+def test_nothing_to_read_at_all_is_said(photos, vit):
+    for file in photos.rglob('*.png'): file.write_text('no image')
+    with pytest.raises(ValueError, match='none of the 4 images can be read'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        list(image_loader(photos, vit, unreadable='skip'))
+
+
+def test_a_class_without_an_image_is_refused_in_training_and_said_of_a_class_map(photos, vit):
+    (photos/'class9').mkdir()
+    assert len(image_loader(photos, vit).dataset) == 4  # measuring needs no image of every class
+    with pytest.raises(ValueError, match=r"class folder 'class9' in .* holds no image: add some, or remove it"):
+        image_loader(photos, vit, training=True)
+    names = dict(class0=0, class1=1, class2=2, class3=3, class9=4)
+    with pytest.warns(UserWarning, match="1 of 5 classes have no image in .*, the first: 'class9'"):
+        image_loader(photos, vit, training=True, class_map=names)

@@ -38,8 +38,8 @@ TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates
 def few_per_class(loader, n, batch_size, training, seed=0):
     "The first n images of each class of a loader"
     data = loader.dataset
-    labels, taken, chosen = [label for *_, label in data.data.reader.samples], {}, []
-    for i, label in enumerate(labels):
+    taken, chosen = {}, []
+    for i, label in enumerate(data.data.reader.targets.tolist()):
         taken[label] = taken.get(label, 0) + 1
         if taken[label] <= n: chosen.append(i)
     return DataLoader(Subset(data, chosen), batch_size, training, num_workers=loader.num_workers, generator=torch.Generator().manual_seed(seed))
