@@ -27,9 +27,9 @@ from adaptive_tokens.train import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS, BUDGETS, BACKBONE = ('as-vit', 'a-vit', 'adavit'), (.65, .5), 'deit_tiny_patch16_224'
-AMOUNTS = {  # images per class to train and test on, epochs of the dense model and of everything after it, images of ImageNet
-    'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS),
-    'reduced': dict(per_class=8, test_per_class=4, dense_epochs=2, epochs=1, tune_epochs=1, sample=128, val=300, budgets=BUDGETS[:1])}
+AMOUNTS = {  # images per class, epochs of the dense model and of all after it, images of ImageNet, batches to aim at budgets by
+    'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32),
+    'reduced': dict(per_class=8, test_per_class=4, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3)}
 OPTIONS = {'a-vit': dict(sigma=3.)}
 RATES = {'dense': 1e-4, 'control': 5e-5, 'as-vit': 5e-5, 'a-vit': 5e-5, 'adavit': 5e-5}  # per step of 32 images
 TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates are those of thresholds (times .02) and gates
@@ -94,7 +94,7 @@ def on_caltech(args, amounts, device):
             name = f'{method} {budget:g}'
             model, curve = trained(name, model, loaders, args, amounts['epochs'], start, RATES[method])
             if method != 'as-vit':
-                at.calibrate(model.to(device), aim(loaders, device))
+                at.calibrate(model.to(device), aim(loaders, device, amounts['aim']))
             runs[name] = model, curve
     said = {name: answers(model, loaders[1], device) for name, (model, _) in runs.items()}
     rows = {name: dict(top1=100 * right.double().mean().item(), n=len(right), macs_share=spent.mean().item(),
@@ -107,7 +107,7 @@ def on_caltech(args, amounts, device):
     return rows
 
 
-def aim(loaders, device, n=8):
+def aim(loaders, device, n):
     "Training images to meet the budget on, where the losses only steer towards it"
     return [x.to(device) for (x, _), _ in zip(loaders[0], range(n))]
 
