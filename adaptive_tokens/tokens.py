@@ -180,6 +180,7 @@ class MaskedTokens(Tokens):
     def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
     def grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
     def pick(self, at): return self.keep(_spots(self, at))
+    def merge(self, src, dst, w=None): return _merge_masked(self, src, dst, w)
     def prefix(self): return self.x[:, :self.P]
     def scatter(self, values, fill): return values.masked_fill(~self.active, fill)
     def follow(self, values): return values
@@ -262,7 +263,10 @@ class PackedTokens(RaggedRows):
 
     def bias(self): return None if self.size is None else self.size.log()
     def nearest(self, f, ok): return nearest_packed(self, f, ok)
-    def fold(self, on, to, w=None): return fold_packed(self, *self.part(on), to, w)
+    def merge(self, src, dst, w=None): return _merge_packed(self, src, dst, w)
+    def fold(self, on, to, w=None):
+        kept, gone = self.part(on)
+        return fold_packed(self, kept, gone, to[gone], w)
 
     def scatter(self, values, fill):
         grid = values.new_full((self.B, self.N, *values.shape[1:]), fill)
@@ -342,13 +346,13 @@ def fold_packed(
     t:'PackedTokens', # the table
     kept:'PackedTokens', # what is left of it
     gone:Tensor, # rows of t that left [G]
-    to:Tensor,   # row of t that takes each row of t in; below 0: none [T]
+    to:Tensor,   # row of t that takes each of them in; below 0: none [G]
     w:Tensor|None=None, # weights of the mean [T]; None: sizes, which then add up
 ) -> 'PackedTokens':
     "Average the rows that left into rows that are kept"
     if not len(gone) or not len(kept.x): return kept
     size = torch.ones_like(t.index, dtype=torch.float32) if t.size is None else t.size
-    weight, to = size if w is None else w.float(), to[gone]
+    weight = size if w is None else w.float()
     place = torch.zeros_like(t.index).index_copy(0, kept.rows, torch.arange(len(kept.x), device=to.device))
     into, moved = place[to.clamp(min=0)], weight[gone] * (to >= 0)
     total = weight[kept.rows].index_add(0, into, moved)
@@ -356,10 +360,23 @@ def fold_packed(
     step = (t.x[gone].float() - kept.x[into].float()) * share[:, None]
     return kept.replace(x=kept.x.float().index_add(0, into, step).to(t.x.dtype), size=total if w is None else kept.size)
 
-# %% ../nbs/00_tokens.ipynb #a62f12b8
+# %% ../nbs/00_tokens.ipynb #246cc964
 def _even(t, at):
     return torch.arange(t.B + 1, device=at.device) * at.shape[1]
 
 
 def _spots(t, at):
     return torch.zeros_like(t.index, dtype=torch.bool).scatter(1, t.grid(t.index).gather(1, at), True)
+
+# %% ../nbs/00_tokens.ipynb #bec1d9c9
+def _merge_masked(t, src, dst, w):
+    name = t.grid(t.index)
+    to = torch.full_like(t.index, -1).scatter(1, name.gather(1, src), name.gather(1, dst))
+    return t.fold(~_spots(t, src), to, w)
+
+
+def _merge_packed(t, src, dst, w):
+    n, r = len(t.x) // t.B, src.shape[1]
+    leaves = torch.zeros(t.B, n, dtype=torch.bool, device=src.device).scatter(1, src, True)
+    rows = lambda at: (t.offsets[:-1, None] + at).flatten()
+    return fold_packed(t, t.pick(torch.argsort(leaves, dim=1, stable=True)[:, :n - r]), rows(src), rows(dst), w)
