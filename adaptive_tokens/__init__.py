@@ -1,4 +1,5 @@
 "Vision Transformers that spend compute only where an image needs it."
+from adaptive_tokens.baselines import DynamicViT, EViT, FixedRate, LowestK, RandomK, ToMe
 from adaptive_tokens.bench import Benchmark, benchmark
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader
@@ -11,6 +12,7 @@ from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 from adaptive_tokens.train import evaluate, fit
 
 __version__ = "0.1.0"
-__all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'Explorer', 'MaskedTokens', 'Method',
-           'PackedTokens', 'Trace', 'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore',
-           'fit', 'image_loader', 'macs']
+__all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'DynamicViT', 'EViT', 'Explorer',
+           'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RandomK', 'ToMe', 'Trace', 'adapt',
+           'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore', 'fit', 'image_loader',
+           'macs']

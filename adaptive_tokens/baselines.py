@@ -43,6 +43,7 @@ class Fixed(Method):
         share:float|None=None,  # the knob, from 0 (cheapest) to 1 (dense); None: what meets the budget
     ):
         super().__init__(vit, budget)
+        if share is not None and not 0 <= share <= 1: raise ValueError(f'share is {share}; it goes from 0 (cheapest) to 1 (dense)')
         self.P, self.places = vit.num_prefix_tokens, check_blocks(vit, self.usual, places)
         self.share = solve_share(self, vit, self.budget, vit.patch_embed.num_patches) if share is None else share
 
@@ -225,7 +226,7 @@ class Predictor(nn.Module):
     ) -> Tensor:     # log-probabilities to stay and to go [B, n, 2]
         local, whole = self.inner(x).tensor_split(2, -1)
         w = torch.ones_like(x[..., 0]) if w is None else w
-        mean = torch.einsum('bn,bnd->bd', w, whole) / w.sum(1, keepdim=True).clamp(min=1)
+        mean = (w[..., None] * whole).sum(1) / w.sum(1, keepdim=True).clamp(min=1)
         return self.outer(torch.cat([local, mean[:, None].expand(-1, x.shape[1], -1)], -1)).float().log_softmax(-1)
 
 # %% ../nbs/40_baselines.ipynb #15af041d

@@ -1,0 +1,303 @@
+"Fixed-rate methods: each against a slow loop over one image and its tokens, and what holds for all of them."
+import pytest
+import timm
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+import adaptive_tokens as at
+from adaptive_tokens.baselines import largest, match_pairs
+from adaptive_tokens.blocks import embed
+from adaptive_tokens.cost import class_row_macs, macs
+from adaptive_tokens.model import losses
+
+NAMES = ['fixed-rate', 'evit', 'random', 'lowest', 'tome', 'dynamicvit']
+
+
+def build(seed=0, images=4, **kw):
+    torch.manual_seed(seed)
+    vit = timm.create_model(**{'model_name': 'vit_tiny_patch16_224', 'img_size': 64, 'patch_size': 8, 'embed_dim': 48,
+                               'depth': 12, 'num_heads': 3, 'num_classes': 7, **kw}).eval()
+    with torch.no_grad():
+        for name, p in vit.named_parameters(): p.mul_(4. if 'q_norm' in name else 1.5)  # at initialisation all scores nearly tie
+    return vit, torch.randn(images, 3, 64, 64)
+
+
+def both(model, images):
+    out = {}
+    for model.execution in ('packed', 'masked'):
+        with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
+    model.execution = 'auto'
+    return out['packed'], out['masked']
+
+
+# One image, a list of tokens, no batch, no table: what each paper says, word by word.
+
+def attention_by_hand(block, x, size):
+    "Update of the rows [n, D], attention [H, n, n] and keys [n, H, Dh]; a key of size s counts s times"
+    n, attn = len(x), block.attn
+    q, k, v = attn.qkv(block.norm1(x)).view(n, 3, attn.num_heads, attn.head_dim).unbind(1)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    weight = (torch.einsum('ihd,jhd->hij', q, k) * attn.head_dim**-.5).exp() * torch.tensor(size, dtype=x.dtype)
+    A = weight / weight.sum(-1, keepdim=True)
+    return block.ls1(attn.proj(torch.einsum('hij,jhd->ihd', A, v).flatten(1))), A, k
+
+
+def by_hand(vit, image, inside=None, between=None):
+    "Logits of one image and the tokens that enter each block; rules change lists of rows, names and sizes"
+    x, entered = embed(vit, image[None])[0].double(), []
+    names, size = list(range(len(x))), [1.] * len(x)
+    for l, block in enumerate(vit.double().blocks, 1):
+        entered.append(list(names))
+        update, A, k = attention_by_hand(block, x, size)
+        x = x + update
+        if inside: x, names, size = inside(l, x, names, size, A, k)
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+        if between: x, names, size = between(l, x, names, size)
+    logits = vit.forward_head(vit.norm(x)[None])[0].float()
+    vit.float()
+    return logits, entered
+
+
+def only(rows, x, names, size): return x[rows], [names[i] for i in rows], [size[i] for i in rows]
+
+
+def best_stay(method, sign=1):
+    def rule(l, x, names, size, A, k):
+        if l not in method.stages(): return x, names, size
+        S = {i: sign * A[:, 0, i].mean().item() for i in range(method.P, len(x))}
+        stay = sorted(S, key=S.get)[::-1][:method.left(l, len(S))]
+        return only(list(range(method.P)) + sorted(stay), x, names, size)
+    return rule
+
+
+def fuse(method):
+    def rule(l, x, names, size, A, k):
+        if l not in method.stages(): return x, names, size
+        S = {i: A[:, 0, i].mean().item() for i in range(method.P, len(x))}
+        order, kept = sorted(S, key=S.get)[::-1], round(method.share * len(S))
+        rest = order[kept:]
+        x = x.clone()
+        if rest: x[rest[0]] = sum(S[i] * x[i] for i in rest) / sum(S[i] for i in rest)
+        return only(list(range(method.P)) + sorted(order[:kept] + rest[:1]), x, names, size)
+    return rule
+
+
+def merge(method):
+    def rule(l, x, names, size, A, k):
+        if l not in method.stages(): return x, names, size
+        f, P, n = k.mean(1), method.P, len(x)
+        cos = lambda i, j: (f[i] @ f[j] / f[i].norm() / f[j].norm()).item()
+        edges = []
+        for i in range(0, n, 2):
+            ends = [(cos(i, j), i, j) for j in range(1, n, 2) if i >= P and j >= P]
+            if ends: edges.append(max(ends))
+        r = (n - P) - method.left(l, n - P)
+        x, size, gone = x.clone(), list(size), []
+        before = [(row.clone(), s) for row, s in zip(x, size)]
+        chosen = sorted(edges, reverse=True)[:r]
+        for j in {j for _, _, j in chosen}:
+            parts = [before[j]] + [before[i] for _, i, to in chosen if to == j]
+            size[j] = sum(s for _, s in parts)
+            x[j] = sum(s * row for row, s in parts) / size[j]
+        gone = {i for _, i, _ in chosen}
+        return only([i for i in range(n) if i not in gone], x, names, size)
+    return rule
+
+
+def predict(method):
+    predictors = dict(zip(method.stages(), method.predictors))
+    def rule(l, x, names, size):
+        if l not in predictors: return x, names, size
+        P, net = method.P, predictors[l].double()
+        z = net.inner(x[P:])
+        half = z.shape[1] // 2
+        mean = z[:, half:].mean(0)
+        keep = [net.outer(torch.cat([row[:half], mean])).softmax(0)[0].item() for row in z]
+        net.float()
+        stay = sorted(range(len(keep)), key=keep.__getitem__)[::-1][:method.left(l, len(keep))]
+        return only(list(range(P)) + [P + i for i in sorted(stay)], x, names, size)
+    return rule
+
+
+def chance(method):
+    def rule(l, x, names, size, A, k):
+        if l not in method.stages(): return x, names, size
+        draw = torch.rand(65, generator=torch.Generator().manual_seed(l))
+        patches = sorted(range(method.P, len(x)), key=lambda i: -draw[names[i]].item())[:method.left(l, len(x) - method.P)]
+        return only(list(range(method.P)) + sorted(patches), x, names, size)
+    return rule
+
+
+RULES = {'fixed-rate': lambda m: dict(inside=best_stay(m)), 'lowest': lambda m: dict(inside=best_stay(m, -1)),
+         'evit': lambda m: dict(inside=fuse(m)), 'tome': lambda m: dict(inside=merge(m)),
+         'dynamicvit': lambda m: dict(between=predict(m)), 'random': lambda m: dict(inside=chance(m))}
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3, qk_norm=True, init_values=.5)], ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_each_rule_is_the_slow_one(name, kw):
+    if name == 'random': kw = {}  # its lot is drawn for 65 tokens
+    vit, images = build(images=2, **kw)
+    model = at.adapt(vit, name, budget=.6)
+    with torch.no_grad():
+        logits, trace = model(images, return_trace=True)
+        for i, image in enumerate(images):
+            want, entered = by_hand(vit, image, **RULES[name](model.method))
+            assert [row.nonzero()[:, 0].tolist() for row in trace.active[i]] == entered
+            torch.testing.assert_close(logits[i], want, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize('budget', [.5, .65, .8, .95])
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3), dict(model_name='deit_tiny_distilled_patch16_224', depth=6)], ids=str)
+def test_budget_without_data_and_both_tables(name, kw, budget):
+    vit, images = build(**kw)
+    model = at.adapt(vit, name, budget=budget)
+    (logits, trace), (masked, masked_trace) = both(model, images)
+    spent = (trace.macs / macs(vit)).tolist()
+    assert len(set(spent)) == 1 and budget - .02 < spent[0] <= budget + 1e-6
+    assert at.calibrate(model, [images]) == pytest.approx(spent[0], rel=1e-6)
+    assert torch.equal(trace.active, masked_trace.active) and torch.equal(trace.macs, masked_trace.macs)
+    torch.testing.assert_close(logits, masked, atol=1e-5, rtol=0)
+    assert trace.active[:, :, :vit.num_prefix_tokens].all()
+    torch.testing.assert_close(trace.score.nan_to_num(), masked_trace.score.nan_to_num(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_more_budget_keeps_no_fewer_tokens(name):
+    vit, images = build(images=1)
+    kept = []
+    for budget in (.45, .6, .601, .75, .9, .99, 1.):
+        with torch.no_grad(): kept.append(at.adapt(vit, name, budget=budget)(images, return_trace=True)[1].counts)
+    for less, more in zip(kept, kept[1:]): assert (more >= less).all()
+    assert (kept[-1] == 65).all()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_image_is_the_same_alone_and_in_any_company(name):
+    vit, images = build(images=5)
+    model, order = at.adapt(vit, name, budget=.6), torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        together = model(images)
+        torch.testing.assert_close(torch.cat([model(i[None]) for i in images]), together, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(images[order]), together[order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('share', [0., .01, .5, .99, 1.])
+@pytest.mark.parametrize('name', NAMES)
+def test_edge_shares(name, share):
+    vit, images = build(images=2, depth=4)
+    places = None if name == 'tome' else (1, 2, 4)
+    model = at.adapt(vit, name, budget=.9, share=share, places=places)
+    (logits, trace), (masked, masked_trace) = both(model, images)
+    torch.testing.assert_close(logits, masked, atol=1e-5, rtol=0)
+    assert torch.equal(trace.active, masked_trace.active)
+    if share == 1: torch.testing.assert_close(logits, vit(images).detach(), atol=1e-5, rtol=0)
+
+
+def test_nothing_left_but_the_class_token():
+    vit, images = build(images=2)
+    model = at.adapt(vit, 'fixed-rate', share=0.)
+    with torch.no_grad(): assert model(images, return_trace=True)[1].counts[:, -1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_cost_equals_torchs_count(name):
+    vit, images = build(images=3)
+    model = at.adapt(vit, name, budget=.6)
+    with torch.no_grad(): trace = model(images, return_trace=True)[1]
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=fused) as counter: model(images)
+    total = trace.macs.double().sum()
+    if name in ('fixed-rate', 'lowest', 'evit'):  # torch counts no flops for the class row, a product of vectors
+        total = total - sum(class_row_macs(vit.blocks[p - 1], trace.counts[:, p - 1]) for p in model.method.stages()).sum()
+    assert counter.get_total_flops() == pytest.approx(2 * total.item(), rel=1e-7)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_packed_attention_is_one_plain_call(name, monkeypatch):
+    vit, images = build()
+    model, calls = at.adapt(vit, name, budget=.6), []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', lambda *a, **k: calls.append(0) or plain(*a, **k))
+    with torch.no_grad(): model(images)
+    assert len(calls) == len(vit.blocks)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_save_load_and_budget_one(name, tmp_path):
+    vit, images = build(images=2, depth=4)
+    model = at.adapt(vit, name, budget=.7)
+    model.save_pretrained(tmp_path)
+    again = at.AdaptiveViT.from_pretrained(tmp_path)
+    assert again.method.options() == model.method.options() and again.budget == .7
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images), atol=1e-6, rtol=0)
+        assert torch.equal(at.adapt(vit, name, budget=1.)(images), vit(images))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_bf16_runs_close_to_float32(name):
+    vit, images = build(images=2, depth=4)
+    model = at.adapt(vit, name, budget=.7)
+    with torch.no_grad():
+        want, trace = model(images, return_trace=True)
+        got, half = model.bfloat16()(images.bfloat16(), return_trace=True)
+    assert torch.equal(half.counts, trace.counts) and torch.isfinite(got).all()
+    assert (half.active == trace.active).float().mean() > .8
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_training_reaches_the_weights(name):
+    vit, images = build(images=3, depth=4)
+    model = at.adapt(vit, name, budget=.7).train()
+    logits, trace = model(images, return_trace=True)
+    losses(model, logits, torch.arange(3), trace)['loss'].backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    assert vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_predictor_learns_its_share():
+    vit, images = build(images=8, depth=4)
+    model = at.adapt(vit, 'dynamicvit', budget=.7).train()
+    optimiser = torch.optim.Adam(model.method.parameters(), lr=1e-2)
+    def off():
+        trace = model(images, return_trace=True)[1]
+        return model.method.penalties(trace, vit)['ratio']
+    first = off().item()
+    for _ in range(30):
+        optimiser.zero_grad()
+        off().backward()
+        optimiser.step()
+    assert off().item() < first / 4
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 20), st.integers(1, 3), st.integers(0, 99))
+def test_pairs_are_between_patches_of_two_sets(n, P, seed):
+    torch.manual_seed(seed)
+    f = torch.nn.functional.normalize(torch.randn(2, P + n, 5), dim=-1)
+    most = len([i for i in range(P, P + n) if i % 2 == 0])
+    src, dst = match_pairs(f, most, P)
+    assert (src % 2 == 0).all() and (dst % 2 == 1).all() and (src >= P).all() and (dst >= P).all()
+    assert all(len(set(s)) == most for s in src.tolist())
+
+
+def test_largest_is_the_largest():
+    assert largest(lambda q: q**3, .5) == pytest.approx(.5**(1/3), abs=1e-9) and largest(lambda q: .4, .5) == 1.
+
+
+@pytest.mark.parametrize('name, options, says', [
+    ('tome', dict(places=(0,)), 'places are'), ('evit', dict(places=(13,)), 'from 1 to 12'),
+    ('fixed-rate', dict(budget=.1), 'budget 0.1 is out of reach'), ('dynamicvit', dict(budget=0), 'above 0'),
+    ('random', dict(share=1.5), 'share is 1.5')])
+def test_bad_input(name, options, says):
+    with pytest.raises(ValueError, match=says): at.adapt(build()[0], name, **options)
+
+
+@pytest.mark.parametrize('name', ['fixed-rate', 'evit', 'lowest'])
+def test_no_class_token_is_refused_where_it_is_asked(name):
+    vit, images = build(class_token=False, global_pool='avg', depth=2)
+    with pytest.raises(ValueError, match='asks the class token'): at.adapt(vit, name)
+    with torch.no_grad(): assert at.adapt(vit, 'tome', budget=.8)(images).shape == (4, 7)
