@@ -176,7 +176,7 @@ class MaskedTokens(Tokens):
     def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout, self.size)
     def keep(self, on): return self.replace(mask=on if self.mask is None else self.mask * on)
     def select(self, on): return self.keep(on)
-    def nearest(self, f, ok): return nearest_masked(self, f, ok)
+    def absorb(self, on, f): return self.fold(on, nearest_masked(self, on, f))
     def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
     def grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
     def pick(self, at): return self.keep(_spots(self, at))
@@ -262,7 +262,10 @@ class PackedTokens(RaggedRows):
         return class_row_runs(q, k, self.runs, self.bias())
 
     def bias(self): return None if self.size is None else self.size.log()
-    def nearest(self, f, ok): return nearest_packed(self, f, ok)
+    def absorb(self, on, f):
+        kept, gone = self.part(on)
+        return fold_packed(self, kept, gone, nearest_packed(self, kept, gone, f))
+
     def merge(self, src, dst, w=None): return _merge_packed(self, src, dst, w)
     def fold(self, on, to, w=None):
         kept, gone = self.part(on)
@@ -292,37 +295,46 @@ class PackedTokens(RaggedRows):
         total = self.x.new_zeros(self.B, self.x.shape[1]).index_add(0, self.image, self.x * w)
         return total / self.x.new_zeros(self.B, 1).index_add(0, self.image, w).clamp(min=1)
 
-# %% ../nbs/00_tokens.ipynb #8efea0fc
+# %% ../nbs/00_tokens.ipynb #a53ae9a5
 def nearest_masked(
     t:'MaskedTokens', # the table
+    on:Tensor, # 1 stays, 0 goes [B, N]
     f:Tensor,  # features of length one [B, N, d]
-    ok:Tensor, # rows to choose from [B, N], bool
-) -> tuple[Tensor, Tensor]: # most similar other living row of the image, -1 if there is none [B, N]; its cosine
-    "Whom each row of a masked table resembles most"
-    return _best(f, ok & t.active)
+) -> Tensor:   # the most similar other patch that stays, -1 if there is none [B, N]
+    "Into whom each token of a masked table would go"
+    stays = t.active & (on > .5) & ~t.is_prefix
+    alike = (f @ f.mT).masked_fill(~stays[:, None], float('-inf'))
+    alike.diagonal(dim1=1, dim2=2).fill_(float('-inf'))
+    best, to = alike.max(-1)
+    return torch.where(best > float('-inf'), to, -1)
 
-
-def _best(f, ok):
-    sim = (f @ f.mT).masked_fill(~ok[:, None], float('-inf'))
-    sim.diagonal(dim1=1, dim2=2).fill_(float('-inf'))
-    best, to = sim.max(-1)
-    return torch.where(best > float('-inf'), to, -1), best
-
-# %% ../nbs/00_tokens.ipynb #f6245950
+# %% ../nbs/00_tokens.ipynb #082f7694
 def nearest_packed(
-    t:'PackedTokens', # the table
-    f:Tensor,  # features of length one [T, d]
-    ok:Tensor, # rows to choose from [T], bool
-) -> tuple[Tensor, Tensor]: # row of the table, -1 if there is none [T]; its cosine
-    "Whom each row of a packed table resembles most within its image"
-    if f.is_cuda and len(t.runs) > 1:
-        at = t.image, torch.arange(len(f), device=f.device) - t.offsets[t.image]
-        grid = lambda z: z.new_zeros(t.B, max(t.lengths), *z.shape[1:]).index_put(at, z)
-        to, best = (z[at] for z in _best(grid(f), grid(ok)))
-    else:
-        runs = [_best(f[a:b].view(g, n, -1), ok[a:b].view(g, n)) for a, b, g, n in t.runs]
-        to, best = (torch.cat([z[i].flatten() for z in runs]) for i in (0, 1)) if runs else (t.index, f.new_zeros(0))
-    return torch.where(to < 0, to, to + t.offsets[t.image]), best
+    t:'PackedTokens',    # the table
+    kept:'PackedTokens', # what stays of it, all prefix tokens included
+    gone:Tensor, # rows of t that go, in order [G]
+    f:Tensor,    # features of length one [T, d]
+) -> Tensor:     # row of t into which each of them goes, -1 if there is none [G]
+    "The most similar patch of the same image that stays"
+    if not len(gone): return gone
+    leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
+    f_gone, f_kept, P = f[gone], f[kept.rows], t.P
+    if f.is_cuda: at = _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
+    else: at = torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
+                          for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
+    return torch.where(at < 0, -1, kept.rows[(kept.offsets[:-1][t.image[gone]] + at).clamp(min=0, max=len(kept.x) - 1)])
+
+
+def _padded_match(kept, f_gone, f_kept, image, leave):
+    "Position among the kept of its image of the most similar patch, -1 if there is none [G]"
+    first = torch.tensor([0, *leave]).cumsum(0)[:-1].to(image.device)
+    spot = image, torch.arange(len(image), device=image.device) - first[image]
+    spot_kept = kept.image, torch.arange(len(kept.x), device=image.device) - kept.offsets[kept.image]
+    a = f_gone.new_zeros(kept.B, max(leave), f_gone.shape[1]).index_put(spot, f_gone)
+    b = f_kept.new_zeros(kept.B, max(kept.lengths), f_kept.shape[1]).index_put(spot_kept, f_kept)
+    free = torch.zeros(b.shape[:2], dtype=torch.bool, device=b.device).index_put(spot_kept, ~kept.is_prefix)
+    best, to = (a @ b.mT).masked_fill(~free[:, None], float('-inf')).max(-1)
+    return torch.where(best > float('-inf'), to, -1)[spot]
 
 # %% ../nbs/00_tokens.ipynb #b6d5b62b
 def fold_masked(
