@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/40_baselines.ipynb #084e083d
 from .blocks import attention_dropout, feed_forward, project, queries_keys_values, run_block
-from .cost import class_row_macs, macs, mlp_macs
+from .cost import class_row_macs, macs, match_macs, mlp_macs
 from .model import Method, no_record, register
 
 # %% ../nbs/40_baselines.ipynb #5562bfb0
@@ -203,7 +203,7 @@ class ToMe(Fixed):
         pairs = int(r * l + .5) - int(r * (l - 1) + .5)
         return n - min(pairs, (n + self.P + 1)//2 - (self.P + 1)//2 if n > 1 else 0)
 
-    def overhead(self, block, n): return (n + 1)//2 * (n//2) * block.attn.head_dim
+    def overhead(self, block, n): return match_macs(block, (n + 1)//2, n//2)
 
     def leave(self, l, t, q, k):
         f = F.normalize(t.grid(k.detach()).float().mean(2), dim=-1)  # [B, n, Dh]

@@ -177,6 +177,12 @@ class MaskedTokens(Tokens):
     def keep(self, on): return self.replace(mask=on if self.mask is None else self.mask * on)
     def select(self, on): return self.keep(on)
     def absorb(self, on, f): return self.fold(on, nearest_masked(self, on, f))
+    def top(self, values, among):
+        values = values.masked_fill(~(among & self.active), float('-inf'))
+        return torch.where(values.amax(1) > float('-inf'), values.argmax(1), -1)[:, None].expand_as(self.index)
+
+    @property
+    def number(self): return self.index
     def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
     def grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
     def pick(self, at): return self.keep(_spots(self, at))
@@ -262,6 +268,15 @@ class PackedTokens(RaggedRows):
         return class_row_runs(q, k, self.runs, self.bias())
 
     def bias(self): return None if self.size is None else self.size.log()
+    @property
+    def number(self): return torch.arange(len(self.x), device=self.x.device)
+
+    def top(self, values, among):
+        best = values.new_full((self.B,), float('-inf')).scatter_reduce(0, self.image, values.masked_fill(~among, float('-inf')), 'amax')
+        T, mine = len(self.x), among & (values == best[self.image])
+        row = self.offsets.new_full((self.B,), T).scatter_reduce(0, self.image, torch.where(mine, self.number, T), 'amin')
+        return torch.where(row == T, -1, row)[self.image]
+
     def absorb(self, on, f):
         kept, gone = self.part(on)
         return fold_packed(self, kept, gone, nearest_packed(self, kept, gone, f))
