@@ -203,7 +203,7 @@ class ToMe(Fixed):
         pairs = int(r * l + .5) - int(r * (l - 1) + .5)
         return n - min(pairs, (n + self.P + 1)//2 - (self.P + 1)//2 if n > 1 else 0)
 
-    def overhead(self, block, n): return match_macs(block, (n + 1)//2, n//2)
+    def overhead(self, block, n): return match_macs((n + 1)//2, n//2, block.attn.head_dim)
 
     def leave(self, l, t, q, k):
         f = F.normalize(t.grid(k.detach()).float().mean(2), dim=-1)  # [B, n, Dh]

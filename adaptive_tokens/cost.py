@@ -36,12 +36,12 @@ def mlp_macs(
 
 
 def match_macs(
-    block:Block, # a timm block
     n:int|Tensor, # rows on one side, any shape
     m:int|Tensor, # rows on the other
+    width:int,    # of what they are compared by
 ) -> int|Tensor: # multiply-adds
-    "Multiply-adds of comparing rows with rows by their keys, averaged over heads"
-    return n * m * block.attn.head_dim
+    "Multiply-adds of comparing each of n rows with each of m"
+    return n * m * width
 
 # %% ../nbs/02_cost.ipynb #7472c724
 def stem_macs(
