@@ -34,23 +34,25 @@ def both(model, images):
 # One image, a list of tokens, no batch, no table: what each paper says, word by word.
 
 def attention_by_hand(block, x, size):
-    "Update of the rows [n, D], attention [H, n, n] and keys [n, H, Dh]; a key of size s counts s times"
+    "Update of the rows [n, D], attention [H, n, n], keys [n, H, Dh], length of each context [n, H]; a key of size s counts s times"
     n, attn = len(x), block.attn
     q, k, v = attn.qkv(block.norm1(x)).view(n, 3, attn.num_heads, attn.head_dim).unbind(1)
     q, k = attn.q_norm(q), attn.k_norm(k)
     weight = (torch.einsum('ihd,jhd->hij', q, k) * attn.head_dim**-.5).exp() * torch.tensor(size, dtype=x.dtype)
     A = weight / weight.sum(-1, keepdim=True)
-    return block.ls1(attn.proj(torch.einsum('hij,jhd->ihd', A, v).flatten(1))), A, k
+    context = torch.einsum('hij,jhd->ihd', A, v)
+    return block.ls1(attn.proj(context.flatten(1))), A, k, context.norm(dim=-1)
 
 
-def by_hand(vit, image, inside=None, between=None):
+def by_hand(vit, image, inside=None, between=None, scored=None):
     "Logits of one image and the tokens that enter each block; rules change lists of rows, names and sizes"
     x, entered = embed(vit, image[None])[0].double(), []
     names, size = list(range(len(x))), [1.] * len(x)
     for l, block in enumerate(vit.double().blocks, 1):
         entered.append(list(names))
-        update, A, k = attention_by_hand(block, x, size)
+        update, A, k, H = attention_by_hand(block, x, size)
         x = x + update
+        if scored: x, names, size = scored(l, x, names, size, A, k, H)
         if inside: x, names, size = inside(l, x, names, size, A, k)
         x = x + block.ls2(block.mlp(block.norm2(x)))
         if between: x, names, size = between(l, x, names, size)
@@ -144,6 +146,46 @@ def test_each_rule_is_the_slow_one(name, kw):
         logits, trace = model(images, return_trace=True)
         for i, image in enumerate(images):
             want, entered = by_hand(vit, image, **RULES[name](model.method))
+            assert [row.nonzero()[:, 0].tolist() for row in trace.active[i]] == entered
+            torch.testing.assert_close(logits[i], want, atol=2e-5, rtol=0)
+
+
+def line(method, vit):
+    "AS-ViT with thresholds, and what it drops folded"
+    def rule(l, x, names, size, A, k, H):
+        if l not in method.stages(): return x, names, size
+        theta, P = method.stages()[l].item(), method.P
+        R = H / H.sum(1, keepdim=True)
+        S = [(R[i] * A[:, 0, i]).sum().item() for i in range(len(x))]
+        go = [i for i in range(P, len(x)) if S[i] <= theta]
+        stay = [i for i in range(len(x)) if i not in go]
+        x, before, size, held = x.clone(), x, list(size), list(size)
+        if method.fold == 'fuse' and go:
+            best = max(go, key=S.__getitem__)
+            x[best] = sum(S[i] * x[i] for i in go) / sum(S[i] for i in go)
+            stay = sorted([*stay, best])
+        if method.fold == 'merge':
+            cos = lambda i, j: (before[i] @ before[j] / before[i].norm() / before[j].norm()).item()
+            into = {i: max((j for j in stay if j >= P), key=lambda j: cos(i, j), default=None) for i in go}
+            for j in set(into.values()) - {None}:
+                parts = [j, *(i for i in go if into[i] == j)]
+                size[j] = sum(held[i] for i in parts)
+                x[j] = sum(held[i] * before[i] for i in parts) / size[j]
+        return only(stay, x, names, size)
+    return rule
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3, qk_norm=True, init_values=.5)], ids=str)
+@pytest.mark.parametrize('fold', ['fuse', 'merge'])
+def test_folded_thresholds_are_the_slow_ones(fold, kw):
+    vit, images = build(images=3, **kw)
+    model = at.adapt(vit, 'as-vit', fold=fold)
+    at.calibrate(model, [images], .6)
+    model.method.P = vit.num_prefix_tokens
+    with torch.no_grad():
+        logits, trace = model(images, return_trace=True)
+        for i, image in enumerate(images):
+            want, entered = by_hand(vit, image, scored=line(model.method, vit))
             assert [row.nonzero()[:, 0].tolist() for row in trace.active[i]] == entered
             torch.testing.assert_close(logits[i], want, atol=2e-5, rtol=0)
 
