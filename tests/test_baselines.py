@@ -194,7 +194,7 @@ def test_folded_thresholds_are_the_slow_ones(fold, kw):
             torch.testing.assert_close(logits[i], want, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize('budget', [.5, .65, .8, .95])
+@pytest.mark.parametrize('budget', [.5, .8])
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3), dict(model_name='deit_tiny_distilled_patch16_224', depth=6)], ids=str)
 def test_budget_without_data_and_both_tables(name, kw, budget):
@@ -212,17 +212,17 @@ def test_budget_without_data_and_both_tables(name, kw, budget):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_more_budget_keeps_no_fewer_tokens(name):
-    vit, images = build(images=1)
+    vit, images = build(images=1, depth=6)
     kept = []
-    for budget in (.45, .6, .601, .75, .9, .99, 1.):
+    for budget in (.5, .6, .601, .9, 1.):
         with torch.no_grad(): kept.append(at.adapt(vit, name, budget=budget)(images, return_trace=True)[1].counts)
     for less, more in zip(kept, kept[1:]): assert (more >= less).all()
-    assert (kept[-1] == 65).all()
+    assert (kept[-1] == 65).all() and (kept[0] < kept[-1]).any()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_an_image_is_the_same_alone_and_in_any_company(name):
-    vit, images = build(images=5)
+    vit, images = build(images=5, depth=6)
     model, order = at.adapt(vit, name, budget=.6), torch.tensor([3, 0, 4, 1, 2])
     with torch.no_grad():
         together = model(images)
@@ -374,7 +374,9 @@ def test_stored_figures_are_those_of_the_stored_answers(merging, stored):
         assert row['top1'] == pytest.approx(100 * own.double().mean().item())
         assert abs(row['gmacs'] - row['target']) < .015
         for over, other in (('over_dense', 'dense'), ('over_tome', f'tome {row["target"]}')):
-            if over in row: assert row[over] == pytest.approx(merging.paired(own, right[other]))
+            if over not in row: continue
+            want, flat = merging.paired(own, right[other]), lambda d: [d['mean'], d['error'], *d['interval']]
+            assert flat(row[over]) == pytest.approx(flat(want))
 
 
 @pytest.mark.parametrize('gmacs, least', [(1., 80.2), (.85, 79.9), (.73, 78.9), (.62, 77.5)])

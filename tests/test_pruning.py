@@ -220,8 +220,8 @@ def test_autocast_scores_and_costs_stay_float32():
 FOLDS = ['fuse', 'merge']
 
 
-@pytest.mark.parametrize('budget', [.45, .65, .9])
-@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3, depth=6), dict(model_name='deit_tiny_distilled_patch16_224')], ids=str)
+@pytest.mark.parametrize('budget', [.45, .8])
+@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3, depth=6)], ids=str)
 @pytest.mark.parametrize('fold', FOLDS)
 def test_folding_meets_the_budget_and_packed_equals_masked(fold, kw, budget):
     vit, images = build(**kw)
