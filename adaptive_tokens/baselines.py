@@ -175,20 +175,19 @@ class EViT(FixedRate):
         into, rest = order.tensor_split([self.left(l, order.shape[1])], 1)
         return t.merge(rest, into[:, -1:].expand_as(rest), S) if rest.shape[1] else t, S
 
-# %% ../nbs/40_baselines.ipynb #e2505af7
+# %% ../nbs/40_baselines.ipynb #b4c3b49b
 def match_pairs(
     f:Tensor, # features of length one [B, n, d]
     r:int,    # pairs per image
-    P:int,    # prefix tokens, which come first
-) -> tuple[Tensor, Tensor]: # who goes, into whom [B, r]
-    "Bipartite soft matching (ToMe): each even token finds its most alike odd one, the r best pairs count"
-    edges = f[:, ::2] @ f[:, 1::2].mT  # [B, n of A, n of B]
-    edges[:, :, :P // 2] = float('-inf')
-    best, into = edges[:, (P + 1) // 2:].max(-1)
-    src = best.topk(r).indices
-    return 2 * (src + (P + 1) // 2), 2 * into.gather(1, src) + 1
+) -> tuple[Tensor, Tensor, Tensor]: # who goes, into whom [B, r]; the order in which the others are dealt next [B, n - r]
+    "Bipartite soft matching (ToMe): each even patch finds its most alike odd one, the r best pairs count"
+    best, into = (f[:, ::2] @ f[:, 1::2].mT).max(-1)
+    ranked = best.argsort(1, descending=True)
+    src, rest = ranked.tensor_split([r], 1)
+    B = torch.arange(1, f.shape[1], 2, device=f.device).expand(len(f), -1)
+    return 2 * src, 2 * into.gather(1, src) + 1, torch.cat([2 * rest.sort(1).values, B], 1)
 
-# %% ../nbs/40_baselines.ipynb #783fbd5d
+# %% ../nbs/40_baselines.ipynb #d7a1aedc
 @register
 class ToMe(Fixed):
     "ToMe (Bolya et al. 2023): in every block the r most alike pairs of tokens are averaged"
@@ -200,15 +199,20 @@ class ToMe(Fixed):
 
     def left(self, l, n):
         r = (1 - self.share) * self.most
-        pairs = int(r * l + .5) - int(r * (l - 1) + .5)
-        return n - min(pairs, (n + self.P + 1)//2 - (self.P + 1)//2 if n > 1 else 0)
+        return n - min(int(r * l + .5) - int(r * (l - 1) + .5), n // 2)
 
-    def overhead(self, block, n): return match_macs((n + 1)//2, n//2, block.attn.head_dim)
+    def overhead(self, block, n): return match_macs((n - self.P + 1)//2, (n - self.P)//2, block.attn.head_dim)
 
     def leave(self, l, t, q, k):
-        f = F.normalize(t.grid(k.detach()).float().mean(2), dim=-1)  # [B, n, Dh]
-        r = f.shape[1] - t.P - self.left(l, f.shape[1] - t.P)
-        return (t.merge(*match_pairs(f, r, t.P)) if r else t), None
+        keys = t.grid(k.detach())[:, t.P:]  # [B, n, H, Dh]
+        n = keys.shape[1]
+        if n < 2: return t, None
+        r = n - self.left(l, n)
+        order = getattr(t, 'order', torch.arange(n, device=keys.device).expand(t.B, -1))  # patch of the grid that is dealt i-th
+        f = F.normalize(keys.float().mean(2), dim=-1).gather(1, order[..., None].expand(-1, -1, keys.shape[-1]))
+        src, dst, rest = (order.gather(1, at) for at in match_pairs(f, r))
+        place = torch.ones_like(order).scatter(1, src, 0).cumsum(1) - 1  # of those that are left, in the next grid
+        return (t.merge(src + t.P, dst + t.P) if r else t).replace(order=place.gather(1, rest)), None
 
 # %% ../nbs/40_baselines.ipynb #c91d62f0
 class Predictor(nn.Module):
