@@ -1,6 +1,7 @@
 "Fixed-rate methods: each against a slow loop over one image and its tokens, and what holds for all of them."
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -393,3 +394,16 @@ def test_measuring_needs_a_folder(merging, monkeypatch, capsys):
     monkeypatch.delenv('ADAPTIVE_TOKENS_IMAGES', raising=False)
     with pytest.raises(SystemExit): merging.main()
     assert 'name the folder of images' in capsys.readouterr().err
+
+
+@pytest.mark.hub
+def test_stored_answers_come_again(merging, stored):
+    "Token merging on the first fifty validation images, as stored"
+    vit = timm.create_model(merging.BACKBONE, pretrained=True).eval()
+    folder = os.environ['ADAPTIVE_TOKENS_IMAGES']
+    reader = at.image_loader(f'{folder}/imagenet_val_1300.tar', vit, 50, class_map=f'{folder}/imagenet_wnids.txt', crop_mode='squash',
+                             crop_pct=1.)
+    x, y = next(iter(reader))
+    right, spent = merging.answers(merging.adapted(vit, 'tome', .62, [x]), [(x, y)])
+    told = torch.tensor([int(c) for c in stored['right']['tome 0.62'][:50]]).bool()
+    assert (right == told).sum() >= 49 and spent.mean().item() == pytest.approx(.62, abs=.005)
