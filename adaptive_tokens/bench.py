@@ -180,8 +180,10 @@ def footnote(
     return f'Medians [quartiles]; GMACs: mean ± deviation over images; {said}.'
 
 # %% ../nbs/60_bench.ipynb #a7c0e8da
-METHOD_COLOURS = {'dense': '#000000', 'as-vit': '#0072B2', 'a-vit': '#D55E00', 'adavit': '#009E73', 'fixed-rate': '#CC79A7'}
-METHOD_MARKERS = {'dense': 'o', 'as-vit': 's', 'a-vit': '^', 'adavit': 'D', 'fixed-rate': 'v'}
+METHOD_COLOURS = {'dense': '#000000', 'as-vit': '#0072B2', 'a-vit': '#D55E00', 'adavit': '#009E73', 'fixed-rate': '#CC79A7',
+                  'tome': '#E69F00', 'evit': '#56B4E9', 'dynamicvit': '#882255'}
+METHOD_MARKERS = {'dense': 'o', 'as-vit': 's', 'a-vit': '^', 'adavit': 'D', 'fixed-rate': 'v', 'tome': 'X', 'evit': '<',
+                  'dynamicvit': '>'}
 OTHER_METHOD = '#666666', 'P'  # colour and marker of a method that is not in the list
 
 

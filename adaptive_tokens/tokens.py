@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['masked_softmax', 'with_diagonal', 'MaskSlope', 'mask_gradient', 'masked_attention', 'find_runs', 'attend_runs',
            'attention_route', 'ragged_attention', 'class_row_runs', 'class_row_segments', 'Tokens', 'MaskedTokens',
-           'RaggedRows', 'PackedTokens']
+           'RaggedRows', 'PackedTokens', 'nearest_masked', 'nearest_packed', 'fold_masked', 'fold_packed']
 
 # %% ../nbs/00_tokens.ipynb #51a93b1a
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../nbs/00_tokens.ipynb #b820e353
 def masked_softmax(
     logits:Tensor, # attention logits [B, H, Q, N]
-    mask:Tensor,   # who may be looked at, 1 or 0, with or without gradient [B, 1, Q or 1, N]
+    mask:Tensor,   # who may be looked at, 1 or 0, times the size of a merged token; with or without gradient [B, 1, Q or 1, N]
 ) -> Tensor:       # attention over the living keys [B, H, Q, N], float32
     "Softmax over the keys whose mask is 1; differentiable in the mask (AS-ViT section 3.3, DynamicViT's attention mask)"
     logits = logits.float()
@@ -38,14 +38,14 @@ def with_diagonal(
 class MaskSlope(torch.autograd.Function):
     "Context in, context out; backward, a hard mask gets the gradient it has inside `masked_softmax`"
     @staticmethod
-    def forward(ctx, context, mask, q, k, v):
-        ctx.save_for_backward(context, mask, q, k, v)
+    def forward(ctx, context, mask, q, k, v, size):
+        ctx.save_for_backward(context, mask, q, k, v, size)
         return context.view_as(context)
 
     @staticmethod
     def backward(ctx, g):
-        context, mask, q, k, v = ctx.saved_tensors
-        return g, mask_gradient(g, context, mask, q, k, v).to(mask.dtype), None, None, None
+        context, mask, q, k, v, size = ctx.saved_tensors
+        return g, mask_gradient(g, context, mask, q, k, v, size).to(mask.dtype), None, None, None, None
 
 
 def mask_gradient(
@@ -55,9 +55,11 @@ def mask_gradient(
     q:Tensor,       # queries [B, H, N, Dh]
     k:Tensor,       # keys [B, H, N, Dh]
     v:Tensor,       # values [B, H, N, Dh]
+    size:Tensor|None=None, # tokens that each one stands for [B, N]; None: one each
 ) -> Tensor:        # gradient of the mask [B, N], float32
     "What more of a token would change through attention of the others to it"
     logits = (q @ k.mT).float() * q.shape[-1]**-.5
+    if size is not None: logits = logits + size.float().log()[:, None, None]
     own = logits.diagonal(dim1=-2, dim2=-1)  # [B, H, N]
     living = mask[:, None, None].bool()
     top = torch.maximum(logits.masked_fill(~living, float('-inf')).amax(-1), own)
@@ -76,13 +78,17 @@ def masked_attention(
     v:Tensor, # values [B, N, H, Dh]
     mask:Tensor|None, # living tokens, 1 or 0, with or without gradient [B, N]; None: all
     dropout:float=0., # attention dropout, in training
+    size:Tensor|None=None, # tokens that each one stands for [B, N]; None: one each
 ) -> Tensor:  # context [B, N, H, Dh]
     "Fused attention among the living tokens, differentiable in the mask (its slope knows no dropout)"
     q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # [B, H, N, Dh]
     allowed = None if mask is None else with_diagonal(mask.detach() > .5)
+    if size is not None:
+        bias = size.log().to(q.dtype)[:, None, None]  # [B, 1, 1, N]
+        allowed = bias if mask is None else torch.where(allowed, bias, float('-inf'))
     context = F.scaled_dot_product_attention(q, k, v, allowed, dropout)
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
-        context = MaskSlope.apply(context, mask, q.detach(), k.detach(), v.detach())
+        context = MaskSlope.apply(context, mask, q.detach(), k.detach(), v.detach(), None if size is None else size.detach())
     return context.transpose(1, 2)
 
 # %% ../nbs/00_tokens.ipynb #ec618089
@@ -103,22 +109,25 @@ def attend_runs(
     k:Tensor, # keys [T, H, Dh]
     v:Tensor, # values [T, H, Dh]
     runs:list, # from `find_runs`
+    bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:  # context [T, H, Dh]
     "Fused attention, one call per run of equally long images"
     out = []
     for start, stop, g, n in runs:
         q_i, k_i, v_i = (z[start:stop].view(g, n, *z.shape[1:]).transpose(1, 2) for z in (q, k, v))  # [g, H, n, Dh]
-        out.append(F.scaled_dot_product_attention(q_i, k_i, v_i).transpose(1, 2).flatten(0, 1))
+        bias_i = None if bias is None else bias[start:stop].view(g, 1, 1, n).to(q.dtype)
+        out.append(F.scaled_dot_product_attention(q_i, k_i, v_i, bias_i).transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out) if out else torch.zeros_like(v)
 
 # %% ../nbs/00_tokens.ipynb #23e9425b
 def attention_route(
     q:Tensor,   # queries [T, H, Dh]
     runs:list,  # from `find_runs`
+    biased:bool=False, # something is added to the logits, for which the varlen kernel has no place
 ) -> str:       # 'plain', 'varlen' or 'runs'
     "Which kernel serves this ragged batch: one plain call, the CUDA varlen kernel, or one call per run"
     if len(runs) == 1: return 'plain'
-    half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and not biased
     return 'varlen' if q.is_cuda and half and find_spec('torch.nn.attention.varlen') else 'runs'
 
 
@@ -129,25 +138,28 @@ def ragged_attention(
     runs:list, # from `find_runs`
     offsets:Tensor, # first row of each image, and T [B+1]
     longest:int, # tokens of the longest image
+    bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:  # context [T, H, Dh]
     "Attention of each image among its own rows, by the route that fits"
-    if attention_route(q, runs) == 'varlen':
+    if attention_route(q, runs, bias is not None) == 'varlen':
         from torch.nn.attention.varlen import varlen_attn
         ends = offsets.int()
         return varlen_attn(q, k, v, ends, ends, longest, longest)
-    return attend_runs(q, k, v, runs)
+    return attend_runs(q, k, v, runs, bias)
 
 # %% ../nbs/00_tokens.ipynb #cca799e4
 def class_row_runs(
     q:Tensor, # queries [T, H, Dh]
     k:Tensor, # keys [T, H, Dh]
     runs:list, # from `find_runs`
+    bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:  # class attention [T, H], float32
     "How the first token of each image attends to all its tokens, run by run"
     out = []
     for start, stop, g, n in runs:
         q_c, k_i = q[start:stop:n].float(), k[start:stop].float().view(g, n, *k.shape[1:])
         logits = (k_i * q_c[:, None]).sum(-1) * q.shape[-1]**-.5  # [g, n, H]
+        if bias is not None: logits = logits + bias[start:stop].view(g, n, 1)
         out.append(logits.softmax(1).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out) if out else q.new_zeros(q.shape[:2], dtype=torch.float32)
 
@@ -157,10 +169,12 @@ def class_row_segments(
     k:Tensor,     # keys [T, H, Dh]
     image:Tensor, # image of each row [T]
     offsets:Tensor, # first row of each image, and T [B+1]
+    bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:      # class attention [T, H], float32
     "The same by segment sums: a fixed number of kernels however ragged the batch"
     first, B = offsets[:-1].clamp(max=max(len(q) - 1, 0)), len(offsets) - 1
     logits = (q[first][image].float() * k.float()).sum(-1) * q.shape[-1]**-.5  # [T, H]
+    if bias is not None: logits = logits + bias[:, None]
     owner = image[:, None].expand_as(logits)
     top = logits.new_full((B, logits.shape[1]), float('-inf')).scatter_reduce(0, owner, logits.detach(), 'amax')
     e = (logits - top[image]).exp()
@@ -169,6 +183,8 @@ def class_row_segments(
 # %% ../nbs/00_tokens.ipynb #d13c574d
 class Tokens:
     "What both tables share: rows `x` and their `index`, prefix tokens `P`, tokens of a full image `N`, images `B`"
+    size = None  # tokens that each row stands for, in the shape of `index`; None: one each
+
     def replace(self, **changes):
         "The same table with some attributes changed"
         new = object.__new__(type(self))
@@ -193,9 +209,20 @@ class MaskedTokens(Tokens):
 
     @property
     def active(self): return torch.ones_like(self.index, dtype=torch.bool) if self.mask is None else self.mask.detach() > .5
-    def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout)
+    def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout, self.size)
     def keep(self, on): return self.replace(mask=on if self.mask is None else self.mask * on)
     def select(self, on): return self.keep(on)
+    def absorb(self, on, f): return self.fold(on, nearest_masked(self, on, f))
+    def top(self, values, among):
+        values = values.masked_fill(~(among & self.active), float('-inf'))
+        return torch.where(values.amax(1) > float('-inf'), values.argmax(1), -1)[:, None].expand_as(self.index)
+
+    @property
+    def number(self): return self.index
+    def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
+    def grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
+    def pick(self, at): return self.keep(_spots(self, at))
+    def merge(self, src, dst, w=None): return _merge_masked(self, src, dst, w)
     def prefix(self): return self.x[:, :self.P]
     def scatter(self, values, fill): return values.masked_fill(~self.active, fill)
     def follow(self, values): return values
@@ -214,11 +241,15 @@ class MaskedTokens(Tokens):
 
     def class_attention(self, q, k):
         logits = torch.einsum('bhd,bnhd->bhn', q[:, 0].float(), k.float())[:, :, None] * q.shape[-1]**-.5
-        a = logits.softmax(-1) if self.mask is None else masked_softmax(logits, self.mask[:, None, None])
+        a = logits.softmax(-1) if self.mask is None else masked_softmax(logits, self.weight()[:, None, None])
         return a[:, :, 0].mT  # [B, N, H]
 
+    def weight(self):
+        w = (self.active if self.mask is None else self.mask).float()
+        return w if self.size is None else w * self.size
+
     def patch_mean(self):
-        w = (self.active if self.mask is None else self.mask).float() * ~self.is_prefix
+        w = self.weight() * ~self.is_prefix
         return torch.einsum('bn,bnd->bd', w.to(self.x.dtype), self.x) / w.sum(1).clamp(min=1)[:, None].to(self.x.dtype)
 
 # %% ../nbs/00_tokens.ipynb #97647f6f
@@ -241,14 +272,21 @@ class RaggedRows(Tokens):
     def follow(self, values): return values if self.rows is None else values[self.rows]
     def of_image(self, values): return values[self.image]
 
-    def keep(self, on):
-        "The rows where `on` [T] holds; reads the counts back once and copies nothing when all stay"
+    def keep(self, on): return self.part(on)[0]
+    def grid(self, values): return values.unflatten(0, (self.B, -1))
+    def pick(self, at): return self.take((self.offsets[:-1, None] + at).flatten(), [at.shape[1]] * self.B, _even(self, at))
+
+    def part(self, on):
+        "The rows where `on` [T] holds, and the numbers of the others; reads the counts back once, copies nothing when all stay"
         on = on > .5 if on.is_floating_point() else on
         offsets = F.pad(on.cumsum(0), (1, 0))[self.offsets]
         lengths = offsets.diff().tolist()
-        if sum(lengths) == len(on): return self.replace(rows=None)
-        rows = torch.argsort(~on, stable=True)[:sum(lengths)]
-        kept = {name: getattr(self, name)[rows] for name in ('x', 'index', 'image')}
+        if sum(lengths) == len(on): return self.replace(rows=None), self.index[:0]
+        order = torch.argsort(~on, stable=True)
+        return self.take(order[:sum(lengths)], lengths, offsets), order[sum(lengths):]
+
+    def take(self, rows, lengths, offsets):
+        kept = {name: getattr(self, name)[rows] for name in ('x', 'index', 'image', 'size') if getattr(self, name) is not None}
         return self.replace(**kept, rows=rows, lengths=lengths, offsets=offsets, runs=find_runs(lengths))
 
 # %% ../nbs/00_tokens.ipynb #6ff32440
@@ -259,11 +297,30 @@ class PackedTokens(RaggedRows):
 
     def attend(self, q, k, v, dropout=0.):
         if dropout: raise ValueError(f'attention dropout {dropout} on a packed table, which is for inference: 0 is right')
-        return ragged_attention(q, k, v, self.runs, self.offsets, max(self.lengths, default=0))
+        return ragged_attention(q, k, v, self.runs, self.offsets, max(self.lengths, default=0), self.bias())
 
     def class_attention(self, q, k):
-        if q.is_cuda and len(self.runs) > 1: return class_row_segments(q, k, self.image, self.offsets)
-        return class_row_runs(q, k, self.runs)
+        if q.is_cuda and len(self.runs) > 1: return class_row_segments(q, k, self.image, self.offsets, self.bias())
+        return class_row_runs(q, k, self.runs, self.bias())
+
+    def bias(self): return None if self.size is None else self.size.log()
+    @property
+    def number(self): return torch.arange(len(self.x), device=self.x.device)
+
+    def top(self, values, among):
+        best = values.new_full((self.B,), float('-inf')).scatter_reduce(0, self.image, values.masked_fill(~among, float('-inf')), 'amax')
+        T, mine = len(self.x), among & (values == best[self.image])
+        row = self.offsets.new_full((self.B,), T).scatter_reduce(0, self.image, torch.where(mine, self.number, T), 'amin')
+        return torch.where(row == T, -1, row)[self.image]
+
+    def absorb(self, on, f):
+        kept, gone = self.part(on)
+        return fold_packed(self, kept, gone, nearest_packed(self, kept, gone, f))
+
+    def merge(self, src, dst, w=None): return _merge_packed(self, src, dst, w)
+    def fold(self, on, to, w=None):
+        kept, gone = self.part(on)
+        return fold_packed(self, kept, gone, to[gone], w)
 
     def scatter(self, values, fill):
         grid = values.new_full((self.B, self.N, *values.shape[1:]), fill)
@@ -285,6 +342,104 @@ class PackedTokens(RaggedRows):
         return out.index_put((images, self.index[rows].clamp(max=R - 1)), (w[rows] * there)[..., None] * self.x[rows], True)
 
     def patch_mean(self):
-        w = (~self.is_prefix).to(self.x.dtype)[:, None]
+        w = (~self.is_prefix * (1. if self.size is None else self.size)).to(self.x.dtype)[:, None]
         total = self.x.new_zeros(self.B, self.x.shape[1]).index_add(0, self.image, self.x * w)
         return total / self.x.new_zeros(self.B, 1).index_add(0, self.image, w).clamp(min=1)
+
+# %% ../nbs/00_tokens.ipynb #a53ae9a5
+def nearest_masked(
+    t:'MaskedTokens', # the table
+    on:Tensor, # 1 stays, 0 goes [B, N]
+    f:Tensor,  # features of length one [B, N, d]
+) -> Tensor:   # the most similar other patch that stays, -1 if there is none [B, N]
+    "Into whom each token of a masked table would go"
+    stays = t.active & (on > .5) & ~t.is_prefix
+    alike = (f @ f.mT).masked_fill(~stays[:, None], float('-inf'))
+    alike.diagonal(dim1=1, dim2=2).fill_(float('-inf'))
+    best, to = alike.max(-1)
+    return torch.where(best > float('-inf'), to, -1)
+
+# %% ../nbs/00_tokens.ipynb #082f7694
+def nearest_packed(
+    t:'PackedTokens',    # the table
+    kept:'PackedTokens', # what stays of it, all prefix tokens included
+    gone:Tensor, # rows of t that go, in order [G]
+    f:Tensor,    # features of length one [T, d]
+) -> Tensor:     # row of t into which each of them goes, -1 if there is none [G]
+    "The most similar patch of the same image that stays"
+    if not len(gone): return gone
+    leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
+    f_gone, f_kept, P = f[gone], f[kept.rows], t.P
+    if f.is_cuda: at = _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
+    else: at = torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
+                          for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
+    return torch.where(at < 0, -1, kept.rows[(kept.offsets[:-1][t.image[gone]] + at).clamp(min=0, max=len(kept.x) - 1)])
+
+
+def _padded_match(kept, f_gone, f_kept, image, leave):
+    "Position among the kept of its image of the most similar patch, -1 if there is none [G]"
+    first = torch.tensor([0, *leave]).cumsum(0)[:-1].to(image.device)
+    spot = image, torch.arange(len(image), device=image.device) - first[image]
+    spot_kept = kept.image, torch.arange(len(kept.x), device=image.device) - kept.offsets[kept.image]
+    a = f_gone.new_zeros(kept.B, max(leave), f_gone.shape[1]).index_put(spot, f_gone)
+    b = f_kept.new_zeros(kept.B, max(kept.lengths), f_kept.shape[1]).index_put(spot_kept, f_kept)
+    free = torch.zeros(b.shape[:2], dtype=torch.bool, device=b.device).index_put(spot_kept, ~kept.is_prefix)
+    best, to = (a @ b.mT).masked_fill(~free[:, None], float('-inf')).max(-1)
+    return torch.where(best > float('-inf'), to, -1)[spot]
+
+# %% ../nbs/00_tokens.ipynb #b6d5b62b
+def fold_masked(
+    t:'MaskedTokens', # the table
+    on:Tensor, # 1 stays, 0 goes, bool or with gradient [B, N]
+    to:Tensor, # token of the image that takes it in; below 0: none [B, N]
+    w:Tensor|None=None, # weights of the mean [B, N]; None: sizes, which then add up
+) -> 'MaskedTokens':
+    "Keep some tokens and average the others into them"
+    size = torch.ones_like(t.index, dtype=torch.float32) if t.size is None else t.size
+    weight, into = size if w is None else w.float(), to.clamp(min=0)
+    moved = weight * (t.mask if t.mask is not None else 1.) * (1 - on.float()) * (to >= 0)
+    total = weight.scatter_add(1, into, moved)
+    share = moved / total.gather(1, into).clamp(min=1e-20)
+    rows, x = into[..., None].expand_as(t.x), t.x.float()
+    x = x.scatter_add(1, rows, (x - x.gather(1, rows)) * share[..., None]).to(t.x.dtype)
+    return t.keep(on).replace(x=x, size=total if w is None else t.size)
+
+# %% ../nbs/00_tokens.ipynb #33f3f868
+def fold_packed(
+    t:'PackedTokens', # the table
+    kept:'PackedTokens', # what is left of it
+    gone:Tensor, # rows of t that left [G]
+    to:Tensor,   # row of t that takes each of them in; below 0: none [G]
+    w:Tensor|None=None, # weights of the mean [T]; None: sizes, which then add up
+) -> 'PackedTokens':
+    "Average the rows that left into rows that are kept"
+    if not len(gone) or not len(kept.x): return kept
+    size = torch.ones_like(t.index, dtype=torch.float32) if t.size is None else t.size
+    weight = size if w is None else w.float()
+    place = torch.zeros_like(t.index).index_copy(0, kept.rows, torch.arange(len(kept.x), device=to.device))
+    into, moved = place[to.clamp(min=0)], weight[gone] * (to >= 0)
+    total = weight[kept.rows].index_add(0, into, moved)
+    share = moved / total[into].clamp(min=1e-20)
+    step = (t.x[gone].float() - kept.x[into].float()) * share[:, None]
+    return kept.replace(x=kept.x.float().index_add(0, into, step).to(t.x.dtype), size=total if w is None else kept.size)
+
+# %% ../nbs/00_tokens.ipynb #246cc964
+def _even(t, at):
+    return torch.arange(t.B + 1, device=at.device) * at.shape[1]
+
+
+def _spots(t, at):
+    return torch.zeros_like(t.index, dtype=torch.bool).scatter(1, t.grid(t.index).gather(1, at), True)
+
+# %% ../nbs/00_tokens.ipynb #bec1d9c9
+def _merge_masked(t, src, dst, w):
+    name = t.grid(t.index)
+    to = torch.full_like(t.index, -1).scatter(1, name.gather(1, src), name.gather(1, dst))
+    return t.fold(~_spots(t, src), to, w)
+
+
+def _merge_packed(t, src, dst, w):
+    n, r = len(t.x) // t.B, src.shape[1]
+    leaves = torch.zeros(t.B, n, dtype=torch.bool, device=src.device).scatter(1, src, True)
+    rows = lambda at: (t.offsets[:-1, None] + at).flatten()
+    return fold_packed(t, t.pick(torch.argsort(leaves, dim=1, stable=True)[:, :n - r]), rows(src), rows(dst), w)

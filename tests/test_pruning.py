@@ -217,6 +217,94 @@ def test_autocast_scores_and_costs_stay_float32():
     assert trace.macs.dtype == torch.float32 and flips == 0 and torch.isfinite(logits).all()
 
 
+FOLDS = ['fuse', 'merge']
+
+
+@pytest.mark.parametrize('budget', [.45, .8])
+@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3, depth=6)], ids=str)
+@pytest.mark.parametrize('fold', FOLDS)
+def test_folding_meets_the_budget_and_packed_equals_masked(fold, kw, budget):
+    vit, images = build(**kw)
+    model = at.adapt(vit, 'as-vit', fold=fold)
+    spent, out = at.calibrate(model, images.split(4), budget), {}
+    for model.execution in ('packed', 'masked'):
+        with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
+    (logits, trace), (masked, masked_trace) = out['packed'], out['masked']
+    assert trace.macs.mean().item() / macs(vit) == pytest.approx(spent, rel=1e-5) and budget * .985 < spent <= budget
+    same = (trace.active == masked_trace.active).flatten(1).all(1)
+    assert same.sum() >= 5  # a score within rounding of its line may fall to either side
+    torch.testing.assert_close(logits[same], masked[same], atol=1e-5, rtol=0)
+    with torch.no_grad(): alone = torch.cat([at.adapt(vit, model.method)(i[None]) for i in images])
+    torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('kept', [0, 1, 63, 64])
+@pytest.mark.parametrize('fold', FOLDS)
+def test_folding_at_edge_counts(fold, kept):
+    vit, images = build(images=3)
+    model = at.adapt(vit, 'as-vit', places=(4, 7, 10), theta=(.01, -1., -1.), fold=fold)
+    with torch.no_grad(): S = model(images, return_trace=True)[1].score[0, 3, 1:].sort(descending=True).values
+    model.method.theta.data[0] = S[0] + 1 if kept == 0 else -1. if kept == 64 else (S[kept - 1] + S[kept]) / 2
+    out = {}
+    for model.execution in ('packed', 'masked'):
+        with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
+    assert out['packed'][1].counts[0, 4] == kept + 1 + (fold == 'fuse' and kept < 64)
+    torch.testing.assert_close(out['packed'][0], out['masked'][0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('fold', FOLDS)
+def test_folding_costs_what_torch_counts(fold):
+    from test_cost import counted
+    vit, images = build(images=3)
+    model = at.adapt(vit, 'as-vit', fold=fold)
+    at.calibrate(model, [images], .6)
+    with torch.no_grad(): trace = model(images, return_trace=True)[1]
+    row = sum(48 * trace.counts[:, p - 1].sum().item() for p in model.method.places)  # class rows, which torch does not count
+    assert counted(model, images) == pytest.approx(2 * (trace.macs.double().sum().item() - row), rel=1e-7)
+
+
+@pytest.mark.parametrize('fold', FOLDS)
+def test_folding_trains_and_is_saved(fold, tmp_path):
+    vit, images = build()
+    model = at.adapt(vit, 'as-vit', fold=fold)
+    at.calibrate(model, [images], .7)
+    model.save_pretrained(tmp_path)
+    again = at.AdaptiveViT.from_pretrained(tmp_path)
+    assert again.method.fold == fold and again.method.places == model.method.places
+    with torch.no_grad(): torch.testing.assert_close(again(images), model(images), atol=1e-6, rtol=0)
+    model.train()
+    logits, trace = model(images, return_trace=True)
+    for term in ('task', 'budget'):
+        g, = torch.autograd.grad(losses(model, logits, torch.arange(6), trace)[term], model.method.theta, retain_graph=True)
+        assert (g != 0).all() and torch.isfinite(g).all()
+
+
+@pytest.mark.parametrize('fold', FOLDS)
+def test_folding_in_bf16_stays_close(fold):
+    vit, images = build()
+    model = at.adapt(vit, 'as-vit', fold=fold)
+    at.calibrate(model, [images], .7)
+    with torch.no_grad():
+        want = model(images)
+        got, trace = model.bfloat16()(images.bfloat16(), return_trace=True)
+    assert got.dtype == torch.bfloat16 and trace.macs.dtype == torch.float32
+    assert (got.float() - want).norm() < .2 * want.norm()
+
+
+def test_folding_keeps_more_of_the_answer_than_dropping():
+    vit, images = build(images=16)
+    missed = {}
+    for fold in (None, *FOLDS):
+        model = at.adapt(vit, 'as-vit', fold=fold)
+        at.calibrate(model, [images], .6)
+        with torch.no_grad(): missed[fold] = (model(images) - vit(images)).norm().item()
+    assert missed['merge'] < missed[None]
+
+
+def test_unknown_fold_is_named():
+    with pytest.raises(ValueError, match="'mrege'.*merge"): at.adapt(build()[0], 'as-vit', fold='mrege')
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_packed_equals_masked_on_cuda(dtype):

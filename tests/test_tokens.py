@@ -3,8 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from adaptive_tokens.tokens import (MaskedTokens, PackedTokens, attend_runs, attention_route, class_row_runs,
-                                    class_row_segments, find_runs, masked_attention, masked_softmax, with_diagonal)
+from adaptive_tokens.tokens import (MaskedTokens, PackedTokens, _padded_match, attend_runs, attention_route, class_row_runs,
+                                    class_row_segments, find_runs, fold_masked, masked_attention, masked_softmax,
+                                    nearest_packed, with_diagonal)
 
 B, N, P, H, DH = 3, 7, 2, 2, 8
 
@@ -205,6 +206,134 @@ def test_route_on_cpu():
     q = torch.zeros(4, H, DH)
     assert attention_route(q, find_runs([2, 2])) == 'plain'
     assert attention_route(q.bfloat16(), find_runs([1, 3])) == 'runs'
+
+
+def tables(counts, seed, on=None):
+    "Both tables with the same living tokens, and their mask"
+    torch.manual_seed(seed)
+    on, x = random_on(seed, counts) if on is None else on, torch.randn(len(counts), N, 4)
+    return PackedTokens(x, P).keep(on.flatten()), MaskedTokens(x, P).keep(on), on
+
+
+@settings(deadline=None, max_examples=30)
+@given(edge_counts, st.integers(0, 999))
+def test_a_token_of_size_s_counts_as_s_copies(counts, seed):
+    T, M, on = tables(counts, seed)
+    q, k, v = torch.randn(3, len(counts), N, H, DH)
+    size = torch.randint(1, 4, on.shape).float()
+    T, M = T.replace(size=size[on]), M.replace(size=size)
+    row = T.class_attention(q[on], k[on])
+    torch.testing.assert_close(class_row_segments(q[on], k[on], T.image, T.offsets, T.bias()), row, atol=1e-6, rtol=1e-5)
+    learned = M.replace(mask=on.float().requires_grad_())
+    for got in (T.attend(q[on], k[on], v[on]), M.attend(q, k, v)[on], learned.attend(q, k, v)[on]):
+        for b in range(len(counts)):
+            rows = on[b].nonzero()[:, 0]
+            copies = rows.repeat_interleave(size[b, rows].long())
+            a = torch.einsum('qhd,khd->hqk', q[b, rows], k[b, copies]) / DH**.5
+            want = torch.einsum('hqk,khd->qhd', a.softmax(-1), v[b, copies])
+            torch.testing.assert_close(got[T.image == b], want, atol=1e-5, rtol=1e-4)
+    for table in (M, learned): torch.testing.assert_close(table.class_attention(q, k)[on], row, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(T.patch_mean(), M.patch_mean(), atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge_counts, st.integers(0, 999), st.floats(0, 1))
+def test_absorbed_tokens_are_means_of_all_that_went_in(counts, seed, rate):
+    "Three rounds against a loop that keeps lists of members"
+    T, M, on = tables(counts, seed)
+    x, members = M.x.double(), {(b, n): [n] for b, n in on.nonzero().tolist()}
+    for _ in range(3):
+        f = torch.nn.functional.normalize(torch.randn(len(counts), N, 5), dim=-1)
+        stay = (torch.rand(on.shape) < rate) | (torch.arange(N) < P)
+        for (b, n), went in sorted(members.items()):
+            if stay[b, n]: continue
+            near = [(float(f[b, n] @ f[b, m]), m) for c, m in members if c == b and m >= P and stay[b, m]]
+            if near: members[b, max(near)[1]] += went
+        members = {key: m for key, m in members.items() if stay[key]}
+        T, M = T.absorb(stay[T.image, T.index], f[T.image, T.index]), M.absorb(stay, f)
+    want = torch.stack([x[b, m].mean(0) for (b, _), m in sorted(members.items())]).float()
+    assert list(zip(T.image.tolist(), T.index.tolist())) == sorted(members)
+    torch.testing.assert_close(T.x, want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(M.x[M.active], want, atol=1e-5, rtol=1e-4)
+    if T.size is not None: assert T.size.tolist() == [len(m) for _, m in sorted(members.items())] == M.size[M.active].tolist()
+
+
+def test_who_takes_nobody_in_keeps_every_bit():
+    T, M, on = tables([5, 5, 3], 1)
+    stay, f = on.clone(), torch.nn.functional.normalize(torch.randn(B, N, 5), dim=-1)
+    stay[:, -1] = False
+    after, masked = T.absorb(stay[on], f[on]), M.absorb(stay, f)
+    same = after.size == 1
+    assert same.any() and not same.all()
+    assert torch.equal(after.x[same], T.x[stay[on]][same])
+    alone = masked.size == 1
+    assert torch.equal(masked.x[alone], M.x[alone])
+
+
+def test_with_nobody_left_the_dropped_are_lost():
+    T, M, on = tables([3, 5], 2)
+    stay, f = (torch.arange(N) < P).expand(2, -1), torch.ones(2, N, 1)
+    after, masked = T.absorb(stay[on], f[on]), M.absorb(stay, f)
+    assert torch.equal(after.x, T.x[T.is_prefix]) and torch.equal(masked.x[masked.active], after.x)
+    assert after.size.tolist() == [1] * 2 * P
+
+
+def test_both_ways_to_find_the_nearest_agree():
+    T, _, on = tables([5, 2, 0, 4], 3)
+    stay, f = (torch.rand(on.shape) < .5) | (torch.arange(N) < P), torch.nn.functional.normalize(torch.randn(4, N, 5), dim=-1)
+    kept, gone = T.part(stay[on])
+    leave = [n - m for n, m in zip(T.lengths, kept.lengths)]
+    at = _padded_match(kept, f[on][gone], f[on][kept.rows], T.image[gone], leave)
+    rows = torch.where(at < 0, -1, kept.rows[(kept.offsets[T.image[gone]] + at).clamp(0, len(kept.x) - 1)])
+    assert torch.equal(rows, nearest_packed(T, kept, gone, f[on]))
+
+
+def test_fold_tells_a_kept_token_what_leaving_would_change():
+    "The derivative by the decision of a token that stays: its share of the way from the one that would take it in"
+    x, to = torch.randn(1, 4, 3), torch.tensor([[-1, 2, 3, 2]])
+    on = torch.ones(1, 4).requires_grad_()
+    M = fold_masked(MaskedTokens(x, 1), on, to)
+    g, = torch.autograd.grad(M.x[0, 2].sum(), on)
+    torch.testing.assert_close(g[0, 1], -(x[0, 1] - x[0, 2]).sum())
+    torch.testing.assert_close(g[0, 0], torch.tensor(0.))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(0, 999), st.booleans())
+def test_equal_counts_pick_and_merge_alike(r, seed, weighted):
+    T, M, on = tables([5, 5, 5], seed)
+    order = torch.stack([torch.randperm(5) for _ in range(3)]) + P
+    src, dst = order[:, :r], order[:, r:r + 1].expand(-1, r)
+    w = torch.rand(3, N) + .1
+    after = T.merge(src, dst, w[on] if weighted else None), M.merge(src, dst, w if weighted else None)
+    torch.testing.assert_close(after[0].x, after[1].x[after[1].active], atol=1e-6, rtol=1e-5)
+    weight = w if weighted else torch.ones(3, N)
+    for b in range(3):
+        parts = [int(dst[b, 0]), *src[b].tolist()]
+        want = (weight[b, parts, None] * M.x[b, parts]).sum(0) / weight[b, parts].sum()
+        torch.testing.assert_close(after[1].x[b, parts[0]], want, atol=1e-5, rtol=1e-4)
+    assert after[0].lengths == [N - r] * 3 and len(after[0].runs) == 1 and (after[0].size is None) == weighted
+    at = torch.cat([torch.arange(P).expand(3, -1), order[:, :2].sort(1).values], 1)
+    picked = T.pick(at), M.pick(at)
+    assert torch.equal(picked[0].x, picked[1].x[picked[1].active]) and torch.equal(picked[0].grid(picked[0].index), at)
+
+
+@settings(deadline=None, max_examples=30)
+@given(edge_counts, st.integers(0, 999))
+def test_top_is_the_highest_of_each_image(counts, seed):
+    T, M, on = tables(counts, seed)
+    values, among = torch.randint(0, 4, on.shape).float(), (torch.rand(on.shape) < .6) & on
+    packed, masked = T.top(values[on], among[on]), M.top(values, among)
+    for b in range(len(counts)):
+        rows = among[b].nonzero()[:, 0].tolist()
+        want = max(rows, key=lambda n: values[b, n]) if rows else -1
+        assert set(masked[b].tolist()) == {want}
+        assert set(packed[T.image == b].tolist()) == {((T.image == b) & (T.index == want)).nonzero()[0, 0].item() if rows else -1}
+
+
+def test_a_bias_has_no_place_in_varlen():
+    q = torch.zeros(4, H, DH).bfloat16()
+    assert attention_route(q, find_runs([1, 3]), True) == 'runs' and attention_route(q, find_runs([2, 2]), True) == 'plain'
 
 
 @pytest.mark.gpu
