@@ -28,8 +28,8 @@ from adaptive_tokens.train import fit
 ROOT = Path(__file__).resolve().parent.parent
 METHODS, BUDGETS, BACKBONE = ('as-vit', 'a-vit', 'adavit'), (.65, .5), 'deit_tiny_patch16_224'
 AMOUNTS = {  # images per class, epochs of the dense model and of all after it, images of ImageNet, batches to aim at budgets by
-    'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32),
-    'reduced': dict(per_class=8, test_per_class=4, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3)}
+    'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32, timed=16),
+    'reduced': dict(per_class=6, test_per_class=3, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3, timed=1)}
 OPTIONS = {'a-vit': dict(sigma=3.)}
 RATES = {'dense': 1e-4, 'control': 5e-5, 'as-vit': 5e-5, 'a-vit': 5e-5, 'adavit': 5e-5}  # per step of 32 images
 TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates are those of thresholds (times .02) and gates
@@ -101,7 +101,7 @@ def on_caltech(args, amounts, device):
                        gmacs=spent.mean().item() * macs(dense) / 1e9, over_control=paired(right, said['control'][0]),
                        curve=runs[name][1]) for name, (right, spent) in said.items()}
     models = {name: model.to('cpu') for name, (model, _) in runs.items() if name != 'control'}
-    images = torch.cat([x for (x, _), _ in zip(loaders[1], range(4))])
+    images = torch.cat([x for (x, _), _ in zip(loaders[1], range(amounts['timed']))])
     bench = at.benchmark(models, images, device=args.device, dtype=args.dtype, batch_size=args.batch_size, repeats=5)
     for row in bench.rows: rows[row['name']] |= dict(speedup=row['speedup'], speedup_iqr=row['speedup_iqr'])
     return rows
