@@ -60,10 +60,10 @@ def mask_gradient(
     "What more of a token would change through attention of the others to it"
     logits = (q @ k.mT).float() * q.shape[-1]**-.5
     if size is not None: logits = logits + size.float().log()[:, None, None]
-    own = logits.diagonal(dim1=-2, dim2=-1)  # [B, H, N]
+    own = logits.diagonal(dim1=-2, dim2=-1).clone()  # [B, H, N]
     living = mask[:, None, None].bool()
     top = torch.maximum(logits.masked_fill(~living, float('-inf')).amax(-1), own)
-    w = (logits - top[..., None]).clamp_(max=20).exp_()
+    w = logits.sub_(top[..., None]).clamp_(max=20).exp_()
     itself = (own - top).exp()
     total = (w @ living.mT.to(w.dtype))[..., 0] + itself * (1 - living[:, :, 0].to(w.dtype))  # the dead see themselves, too
     g, v = g.float(), v.float()
