@@ -59,7 +59,7 @@ def loss_terms(
     call=None,       # what to call in place of the model, where it has been wrapped
 ) -> tuple:          # terms by name ('loss' is their sum), logits, Trace or None
     "Forward pass and loss of one batch"
-    call = call or model
+    call = model if call is None else call
     if isinstance(model, AdaptiveViT):
         logits, trace = call(images, return_trace=True)
         return losses(model, logits, targets, trace, teacher), logits, trace
