@@ -421,7 +421,7 @@ def per_process(
                                                 f'{-(-batch_size // processes) * processes} can')
     return batch_size // processes
 
-
+# %% ../nbs/80_cli.ipynb #b09801fa
 def prepared(
     args,          # of `train`
     recipe:Recipe, # of the run

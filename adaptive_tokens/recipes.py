@@ -133,7 +133,7 @@ def changed(recipe, given):
     if 'options' in given: given = {**given, 'options': {**recipe.options, **given['options']}}
     return replace(recipe, **given)
 
-
+# %% ../nbs/45_recipes.ipynb #fc9a8d0a
 def read_yaml(path):
     "Fields from a file; raises FileNotFoundError or ValueError naming it and what is wrong with it"
     if not Path(path).is_file(): raise FileNotFoundError(f'no recipe file {str(path)!r}')

@@ -156,7 +156,7 @@ def nested(
         here[last] = value
     return tree
 
-
+# %% ../nbs/46_saving.ipynb #967f8990
 def memory_of(
     optimizer, # any of PyTorch's or timm's
 ) -> dict:     # parameter number: tensors and numbers
@@ -207,7 +207,7 @@ def save_state(
         os.replace(whole, target)
     for old in states(folder)[:-KEPT]: shutil.rmtree(old)
 
-
+# %% ../nbs/46_saving.ipynb #bc563ad8
 def states(
     folder:Path, # of a run
 ) -> list[Path]: # the newest last
@@ -236,7 +236,7 @@ def newest_state(
         except ValueError as e: warnings.warn(f'{e}: the state before it is used', stacklevel=2)
     if found: raise ValueError(f'none of the {len(found)} states in {folder} can be read: remove {STATES}/ there and start anew')
 
-
+# %% ../nbs/46_saving.ipynb #66879b67
 def sweep(
     folder:Path, # of a run
 ):

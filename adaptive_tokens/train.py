@@ -534,7 +534,7 @@ def keep_state(
 
 def moving(method): return {name: getattr(method, name) for name in getattr(method, 'moving', ())}
 
-
+# %% ../nbs/50_train.ipynb #039f3a60
 class full_disk:
     "Turns the system's refusal to write into one sentence"
     def __init__(self, run): self.run = run
@@ -546,7 +546,7 @@ class full_disk:
         raise ValueError(f'cannot write to {self.run.out} ({getattr(e, "strerror", None) or e}): the run has stopped at step '
                          f'{self.run.steps}, {whole}. Make room, then go on with resume=True') from e
 
-
+# %% ../nbs/50_train.ipynb #20f7f0ad
 def go_on(
     run:Run,       # at step 0
     tensors:dict,  # from `newest_state`
@@ -592,7 +592,7 @@ def judged(
     with run.accelerator.autocast():
         return judge_all(model, run.val, run.accelerator.device, False, run.accelerator.gather_for_metrics)
 
-
+# %% ../nbs/50_train.ipynb #89860717
 def said_of(
     loader:Iterable, # of a run
 ) -> str:            # the data set's name and size, as far as the loader knows
@@ -670,7 +670,7 @@ def found_state(
     sweep(out)
     return newest_state(out) if resume else None
 
-
+# %% ../nbs/50_train.ipynb #2cae1074
 def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype, **rest):
     "Everything that can be refused is, and then a run at its first step or where a state left it"
     vit, (train_loader, val_loader) = getattr(model, 'vit', model), loaders
