@@ -10,7 +10,7 @@ from adaptive_tokens.halting import AViT
 from adaptive_tokens.model import AdaptiveViT, Method, Trace, adapt, calibrate, create_model
 from adaptive_tokens.pruning import ASViT
 from adaptive_tokens.baselines import DynamicViT, EViT, FixedRate, LowestK, RandomK, ToMe
-from adaptive_tokens.recipes import RECIPES, Recipe
+from adaptive_tokens.recipes import Recipe
 from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 from adaptive_tokens.train import evaluate, fit, plot_log
 
@@ -19,6 +19,6 @@ warnings.filterwarnings('ignore', "'adaptive_tokens.train' found in sys.modules"
 
 __version__ = "0.1.0"
 __all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'DynamicViT', 'EViT', 'Explorer',
-           'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RECIPES', 'RandomK', 'Recipe', 'ToMe', 'Trace',
+           'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RandomK', 'Recipe', 'ToMe', 'Trace',
            'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore', 'fit', 'image_loader',
            'macs', 'plot_log']

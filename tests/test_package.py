@@ -72,28 +72,36 @@ def test_sdist_holds_the_sources_too(built):
     assert wanted() | notebooks | {'LICENSE', 'README.md', 'settings.ini', 'setup.py', 'pyproject.toml'} <= names
 
 
-def test_installed_package_imports_without_the_development_tools(installed):
-    show = (f"import json, sys, importlib.metadata as m, {LIB} as at; print(json.dumps("
-            "[at.__file__, at.__version__, m.version('adaptive-tokens'), sys.modules['nbdev'], sys.modules['fastcore']]))")
-    file, version, stated, *tools = json.loads(run(installed/'bin'/'python', '-c', show, cwd=installed))
-    assert Path(file).is_relative_to(installed)
+@pytest.fixture(scope='module')
+def told(installed):
+    "What one process says that has imported the installed package and all of its modules"
+    modules = [f'{LIB}.{p.stem}' for p in sorted((ROOT/LIB).glob('*.py')) if p.stem[0] != '_']
+    show = f"""
+import importlib, json, sys, importlib.metadata as m, {LIB} as at
+tools = [sys.modules['nbdev'], sys.modules['fastcore']]
+files = [importlib.import_module(name).__file__ for name in {modules}]
+names = {{name: getattr(at, name).__module__ for name in at.__all__}}
+print(json.dumps(dict(file=at.__file__, versions=[at.__version__, m.version('adaptive-tokens')], tools=tools, files=files, names=names)))"""
+    return installed, modules, json.loads(run(installed/'bin'/'python', '-c', show, cwd=installed))
+
+
+def test_installed_package_imports_without_the_development_tools(told):
+    installed, _, said = told
+    assert Path(said['file']).is_relative_to(installed)
     ini = ConfigParser(interpolation=None)
     ini.read(ROOT/'settings.ini', encoding='utf-8')
-    assert version == stated == ini['DEFAULT']['version']
-    assert tools == [None, None]
+    assert said['versions'] == [ini['DEFAULT']['version']] * 2
+    assert said['tools'] == [None, None]
 
 
-def test_every_installed_module_imports(installed):
-    modules = [f'{LIB}.{p.stem}' for p in sorted((ROOT/LIB).glob('*.py')) if p.stem[0] != '_']
-    show = f'import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)'
-    files = run(installed/'bin'/'python', '-c', show, cwd=installed).split()
-    assert len(files) == len(modules) and all(Path(o).is_relative_to(installed) for o in files)
+def test_every_installed_module_imports(told):
+    installed, modules, said = told
+    assert len(said['files']) == len(modules) and all(Path(o).is_relative_to(installed) for o in said['files'])
 
 
-def test_every_public_name_is_there(installed):
-    show = f'import {LIB} as at\nfor name in at.__all__: print(name, getattr(at, name).__module__)'
-    lines = run(installed/'bin'/'python', '-c', show, cwd=installed).splitlines()
-    assert lines and all(o.split()[1].startswith(f'{LIB}.') for o in lines)
+def test_every_public_name_is_there(told):
+    names = told[2]['names']
+    assert names and all(o.startswith(f'{LIB}.') for o in names.values())
 
 
 @pytest.mark.skipif(not (ROOT/LIB/'cli.py').exists(), reason='the command line is not written yet')
