@@ -342,7 +342,7 @@ def aim(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return turn_knob(model.to(device), batches, budget)
 
-
+# %% ../nbs/80_cli.ipynb #4e5eb35f
 def check_budgets(
     budgets:list[float], # as given
 ) -> list[float]:        # the same
@@ -364,7 +364,7 @@ def by_form(
     if fold and method in METHODS and method != 'as-vit': raise ValueError(f'{form!r}: only as-vit folds what it drops, as in as-vit:{fold}')
     return adapt(dense, method, budget, **(dict(fold=fold) if fold else {}))
 
-
+# %% ../nbs/80_cli.ipynb #5b679b82
 def adapted(args, dense):
     "The baseline made adaptive without training, by name; aimed at images that are not measured, if there are others"
     if not (args.budgets or args.methods or args.backbone): return {}

@@ -111,7 +111,7 @@ def explored(page):
                          ids=lambda v: v.stem if isinstance(v, Path) else '-'.join(v))
 def test_explorers_answer_keys_on_the_pages(site, visit, path, options):
     folder = site[1]
-    frame = explored(visit(folder/'nbs'/f'{path.stem}.html', folder, **options))
+    frame = explored(visit(folder/page_of(path), folder, **options))
     ground = frame.locator('.at-explorer').evaluate('e => getComputedStyle(e).backgroundColor')
     assert (max(map(int, re.findall(r'\d+', ground)[:3])) < 60) == ('color_scheme' in options)
 
