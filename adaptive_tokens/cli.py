@@ -7,9 +7,10 @@ __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'NUMBERS'
            'STYLE', 'CHECKPOINTS', 'MEANS', 'LEAD', 'LINK', 'REFUSED', 'check_folder', 'results', 'tell', 'load',
            'make_backbone', 'sample', 'find_images', 'classes_in', 'class_folders', 'with_fitting_labels', 'from_one',
            'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim',
-           'adapted', 'bench', 'calibrate', 'numbers_of', 'per_process', 'prepared', 'validation', 'unless_empty',
-           'train', 'conclusion', 'as_table', 'as_figure', 'as_page', 'report', 'by_level', 'table_of_levels',
-           'pictures', 'picture_of', 'shipped', 'demo', 'check_file', 'shown', 'explore', 'say', 'main']
+           'check_budgets', 'by_form', 'adapted', 'bench', 'calibrate', 'numbers_of', 'per_process', 'prepared',
+           'validation', 'unless_empty', 'train', 'conclusion', 'as_table', 'as_figure', 'as_page', 'report',
+           'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'check_file', 'shown', 'explore',
+           'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -194,6 +195,8 @@ MODELS = dict(
     backbone=('NAME', "timm model, e.g. deit_small_patch16_224, or 'digits', the small one of the demo"),
     pretrained=('', "start from timm's pretrained weights of --backbone (from the hub, once)"),
     method=('NAME', f'how to spend less, one of: {", ".join(METHODS)}; train takes dense, too; e.g. as-vit'),
+    methods=('NAME', f'how to spend less, any of: {", ".join(METHODS)}; as-vit:merge folds what it drops; e.g. as-vit tome'),
+    budgets=('SHARE', 'shares of the dense multiply-adds to spend, from the largest, e.g. 0.9 0.8 0.65 0.5'),
     budget=('SHARE', 'share of the dense multiply-adds to spend, above 0, at most 1, e.g. 0.65'),
     init=('DIR', 'dense checkpoint to start from in place of --backbone, e.g. runs/dense/best'),
     teacher=('DIR', "dense checkpoint whose answers are imitated, e.g. runs/dense/best, or 'none'"),
@@ -236,6 +239,8 @@ WORK = dict(
     every=('N', 'steps between the states to go on from, e.g. 500; 0: one after each epoch'),
     tracker=('NAME', 'tracker that is told of every epoch, by the name Accelerate has for it, e.g. tensorboard'),
     unreadable=(('raise', 'skip'), 'what to do with an image that cannot be decoded; e.g. skip names, counts and leaves it out'),
+    compiled=('', 'one more row: the dense baseline through torch.compile'),
+    allow_noise=('', 'time adaptive models on images that look like noise, too'),
     batch_size=('COUNT', 'images per step or timed call, e.g. 64'),
     repeats=('COUNT', 'timed passes over the images, e.g. 20; one is too few for a spread'),
     threads=('COUNT', 'CPU threads while measuring, e.g. 1'),
@@ -337,17 +342,40 @@ def aim(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return turn_knob(model.to(device), batches, budget)
 
+# %% ../nbs/80_cli.ipynb #4e5eb35f
+def check_budgets(
+    budgets:list[float], # as given
+) -> list[float]:        # the same
+    "Raise ValueError for a budget that cannot be, and for an order from which nobody could read a frontier"
+    ordered = sorted({check_budget(b) for b in budgets}, reverse=True)
+    if budgets != ordered:
+        raise ValueError(f"budgets are {' '.join(f'{b:g}' for b in budgets)}: give each once, from the largest, as in "
+                         f"{' '.join(f'{b:g}' for b in ordered)}")
+    return budgets
 
+
+def by_form(
+    dense:nn.Module, # timm ViT
+    form:str,        # name of a method, and perhaps, behind a colon, how it folds what it drops
+    budget:float,    # share of the dense multiply-adds to spend
+) -> AdaptiveViT:    # not calibrated
+    "`adapt` by one word, as in as-vit:merge"
+    method, _, fold = form.partition(':')
+    if fold and method in METHODS and method != 'as-vit': raise ValueError(f'{form!r}: only as-vit folds what it drops, as in as-vit:{fold}')
+    return adapt(dense, method, budget, **(dict(fold=fold) if fold else {}))
+
+# %% ../nbs/80_cli.ipynb #5b679b82
 def adapted(args, dense):
     "The baseline made adaptive without training, by name; aimed at images that are not measured, if there are others"
-    if not (args.budget or args.backbone): return {}
+    if not (args.budgets or args.methods or args.backbone): return {}
+    pairs = [(form, budget) for form in args.methods or ['as-vit'] for budget in check_budgets(args.budgets or [.65])]
+    models = {f'{form} {budget:g}': by_form(dense, form, budget) for form, budget in pairs}
     split, skip = ('train', 0) if args.images == 'digits' else (args.split, args.n)
     loader = find_images(args, dense, args.images, split, 256, skip)
     if not len(loader.dataset):
         warnings.warn(f'{args.images} has no more than {args.n} images: the method is aimed at those that are measured',
                       stacklevel=2)
         loader = find_images(args, dense, args.images, split, args.n)
-    models = {f'{args.method} {budget:g}': adapt(dense, args.method, budget) for budget in args.budget or [.65]}
     for model in models.values(): aim(model, loader, args)
     return models
 
@@ -356,26 +384,28 @@ FOLDERS, BY_NAME = Unset('a folder or a tar'), Unset('classes in the order of th
 
 
 @command('Measure models side by side on the same images: accuracy, multiply-adds, images per second, latency.\n'
-         'Models named by --model are measured as they are. With --budget, or with --backbone, the baseline is also\n'
-         'made adaptive by --method, without training, once for each budget.',
+         'Models named by --model are measured as they are. With --methods or --budgets, or with --backbone, the\n'
+         'baseline is also made adaptive, without training, by each method at each budget.',
          'adaptive-tokens bench --model runs/dense/best runs/as-vit/best',
-         'adaptive-tokens bench --backbone deit_tiny_patch16_224 --pretrained --budget 0.8 0.65 --images photos/',
-         many=('model', 'budget'), model=Unset('none'), backbone=Unset('the first dense --model'), pretrained=False,
-         method='as-vit', budget=Unset('none, or 0.65 with --backbone'), images='digits', reader=FOLDERS,
-         split='validation', class_map=BY_NAME, n=512, batch_size=16, repeats=10, threads=Unset("torch's choice"),
+         'adaptive-tokens bench --backbone deit_tiny_patch16_224 --pretrained --methods as-vit:merge tome --budgets 0.8 0.65 --images photos/',
+         many=('model', 'methods', 'budgets'), model=Unset('none'), backbone=Unset('the first dense --model'), pretrained=False,
+         methods=Unset('none, or as-vit'), budgets=Unset('none, or 0.65'), images='digits', reader=FOLDERS,
+         split='validation', class_map=BY_NAME, n=512, compiled=False, allow_noise=False, batch_size=16, repeats=10, threads=Unset("torch's choice"),
          workers=0, out=Unset('only the table is printed'))
 def bench(args):
-    "The command `bench`: prints the table, and writes benchmark.json, benchmark.png and index.html if asked"
+    "The command `bench`: prints the table, and writes it as json and csv, figure and page if asked"
     with results(args.out) as folder:
         models = {where: load(where) for where in args.model or []}
         name, dense = baseline(args, models)
         measured = find_images(args, dense, args.images, args.split, args.n)
         models = {name: dense, **models, **adapted(args, dense)}
         images, labels = with_fitting_labels(measured, dense.num_classes)
-        table = benchmark(models, images, labels, dense=name, progress=sys.stderr.isatty(), **chosen(args, *TIMING))
+        table = benchmark(models, images, labels, dense=name, progress=sys.stderr.isatty(),
+                          **chosen(args, 'compiled', 'allow_noise', *TIMING))
         tell(table)
         if folder: report(folder, 'Benchmark', f'Measured on {len(images)} images of {args.images}.', table)
     if args.out: tell(f"\nThe same as a page: {Path(args.out)/'index.html'}")
+    if table.meta['interrupted']: raise KeyboardInterrupt
 
 
 TIMING = ('batch_size', 'repeats', 'threads', 'device', 'dtype')
@@ -572,13 +602,14 @@ def report(
     folder:Path,       # to write to
     title:str,         # of the page
     lead:str,          # first paragraph
-    bench:Benchmark,   # saved as benchmark.json, shown as table and figure
+    bench:Benchmark,   # saved as benchmark.json and .csv, shown as table and figure
     tables:tuple=(),   # more (caption, cells, note)
     figures:tuple=(),  # more (file name, matplotlib Figure, alt, caption)
     end:str='',        # last part of the page, HTML
 ):
-    "Write benchmark.json, each figure as a picture, and index.html that holds all of it"
+    "Write benchmark.json, the same as csv, each figure as a picture, and index.html that holds all of it"
     bench.save(folder/'benchmark.json')
+    (folder/'benchmark.csv').write_text(bench.csv(), encoding='utf-8')
     tables = [('Accuracy, cost and speed', bench.cells(), footnote(bench.meta)), *tables]
     against = 'accuracy' if all(row['top1'] is not None for row in bench.rows) else 'speed-up'
     alt = (f'Two scatter plots, {against} against GMACs and against images per second, '
@@ -684,13 +715,14 @@ def shipped(
          'adaptive-tokens demo', 'adaptive-tokens demo --n 3000 --repeats 10 --out /tmp/demo',
          n=900, batch_size=16, repeats=5, threads=Unset("torch's choice"), out='demo')
 def demo(args):
-    "The command `demo`: writes benchmark.json, pictures, explorer.html and index.html"
+    "The command `demo`: writes benchmark.json and .csv, pictures, explorer.html and index.html"
     with results(args.out) as folder:
         models, tables, figures = shipped(), [], []
         stem = models['dense'].patch_embed
         digits = ClutteredDigits('test', args.n, None, stem.img_size[0], stem.patch_size[0], args.seed)
         table = benchmark(models, digits, progress=sys.stderr.isatty(), **chosen(args, *TIMING))
         tell(table)
+        if table.meta['interrupted']: raise KeyboardInterrupt
         for name, model in list(models.items())[1:]:
             cells, tokens, level = by_level(model.to(resolve_device(args.device)), digits, 64)
             tables.append((f'{name}: what an image gets, by difficulty', cells, MEANS))

@@ -63,6 +63,12 @@ CONTENTS = '''```{toctree}
 ```
 ```{toctree}
 :hidden:
+:glob:
+:caption: Tutorials
+tutorials/*
+```
+```{toctree}
+:hidden:
 :caption: Reference
 ../docs/api
 ../CONTRIBUTING

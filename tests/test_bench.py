@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_tokens import bench
-from adaptive_tokens.bench import Benchmark, Measured, account, benchmark, circumstances, compare, gather, quartiles, take_turns
+from adaptive_tokens.bench import (Benchmark, Measured, account, benchmark, check_pictures, circumstances, compare, gather, halving,
+                                   paired, peak_memory, quartiles, resemblance, take_turns)
 from adaptive_tokens.cost import macs
 from adaptive_tokens.model import adapt
 
@@ -38,7 +39,7 @@ def images():
 def models(vit): return {'dense': vit, 'ours': adaptive(vit)}
 
 
-quick = dict(batch_size=3, repeats=2, latency_repeats=4, device='cpu', progress=False)
+quick = dict(batch_size=3, repeats=2, latency_repeats=4, device='cpu', progress=False, allow_noise=True)
 
 
 # --- arithmetic
@@ -200,7 +201,8 @@ def test_shared_weights_stay_shared_and_layout_stays(models, images, monkeypatch
     seen = []
     monkeypatch.setattr(bench, 'seconds', lambda model, x: seen.append(x) or 1.)
     benchmark(models, images.to(memory_format=torch.channels_last), **{**quick, 'batch_size': 7})
-    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+    whole = next(x for x in seen if len(x) == 7)
+    assert whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
 
 
 def test_baseline_and_rows_keep_their_names_and_order(vit, images):
@@ -209,6 +211,135 @@ def test_baseline_and_rows_keep_their_names_and_order(vit, images):
     assert [r['method'] for r in made.rows] == ['as-vit', 'dense', 'as-vit']
     assert made.rows[1]['speedup'] == 1 and made.rows[2]['macs_ratio'] == pytest.approx(1)
     assert made.meta['dense'] == 'vit' and made.meta['n'] == 7 and made.meta['image_size'] == [64, 64]
+
+
+# --- the same images
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(0, 5))
+def test_paired_against_a_slow_bootstrap(pairs, seed):
+    right, other = (torch.tensor(o) for o in zip(*pairs))
+    d = [100 * (a - b) for a, b in pairs]
+    said = paired(right, other, draws=200, seed=seed)
+    generator, n = torch.Generator().manual_seed(seed), len(d)
+    means = sorted(sum(d[i] for i in torch.randint(n, (n,), generator=generator).tolist()) / n for _ in range(200))
+    assert said['mean'] == pytest.approx(sum(d) / n)
+    assert said['interval'] == pytest.approx([means[4] + .975 * (means[5] - means[4]), means[194] + .025 * (means[195] - means[194])])
+    assert said == paired(right, other, draws=200, seed=seed) and said['interval'][0] <= said['interval'][1]
+    back = paired(other, right, draws=200, seed=seed)
+    assert back['mean'] == -said['mean'] and back['error'] == pytest.approx(said['error'])
+
+
+def test_pairs_by_hand_and_no_pairs():
+    right = torch.tensor([True, True, False, True])
+    assert paired(right, right) == dict(mean=0, error=0, interval=[0, 0])
+    assert paired(right, ~right)['mean'] == 50 and paired(right[:1], ~right[:1])['error'] == 0
+    with pytest.raises(ValueError, match='answers to 4 and to 3 images'): paired(right, right[:3])
+
+
+def test_differences_of_rows_need_answers(models, images):
+    made = benchmark(models, images, torch.arange(7), **quick)
+    assert made.difference('ours', 'dense') == made.rows[1]['over_dense']
+    assert [len(told['gmacs']) for told in made.timings.values()] == [7, 7]
+    assert sum(made.timings['ours']['gmacs']) / 7 == pytest.approx(made.rows[1]['gmacs'])
+    with pytest.raises(ValueError, match="no answers of 'dense' and 'ours' are kept"):
+        benchmark(models, images, **quick).difference('dense', 'ours')
+
+
+# --- noise
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_neighbours_tell_noise_from_pictures(images, dtype):
+    slope = torch.linspace(-1, 1, 64).repeat(2, 3, 64, 1).to(dtype)
+    assert resemblance(images.to(dtype)).abs().max() < .05 and resemblance(slope).min() > .9
+    assert resemblance(torch.full((2, 3, 8, 8), 5.).to(dtype)).tolist() == [1, 1]
+    chess = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2. - 1
+    assert resemblance(chess.expand(1, 1, 8, 8)).item() == pytest.approx(-1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(.01, 100), st.floats(-100, 100))
+def test_contrast_and_brightness_do_not_matter(contrast, brightness):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16).cumsum(-1)
+    assert torch.allclose(resemblance(contrast * x + brightness), resemblance(x), atol=.01)
+
+
+def test_noise_is_refused_for_adaptive_models_only(vit, models, images):
+    unless = {**quick, 'allow_noise': False}
+    with pytest.raises(ValueError, match=r'look like noise: neighbouring pixels correlate by -?0\.0'): benchmark(models, images, **unless)
+    benchmark({'dense': vit}, images, **unless)
+    some = torch.cat([images[:3], images[3:].cumsum(-1) / 8])
+    check_pictures(some)
+    benchmark(models, some, **unless)
+
+
+# --- memory
+
+def test_memory_of_a_call_by_hand(vit):
+    x = torch.zeros(2**18)  # 1 MiB
+    def chain(x):
+        for _ in range(5): x = x + 1
+        return x
+    assert peak_memory(chain, x) == 2 * 2**20  # the old one and the new
+    assert peak_memory(lambda x: x.view(-1, 2).mul_(1), x) == 0  # views and work in place make nothing new
+    assert peak_memory(lambda x: [x + i for i in range(4)], x) == 4 * 2**20
+    with torch.inference_mode(): few, many = (peak_memory(vit, torch.zeros(n, 3, 64, 64)) for n in (2, 8))
+    assert many == pytest.approx(4 * few, rel=.1)
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+def test_a_batch_that_does_not_fit_is_halved(vit, images, monkeypatch, error):
+    def forward(x, whole=vit.forward):
+        if len(x) > 3: raise error
+        return whole(x)
+    monkeypatch.setattr(bench, 'account', lambda model, batches, account=account: [forward(x) for x in batches] and account(model, batches))
+    with pytest.warns(UserWarning) as said: made = benchmark({'dense': vit}, images, **{**quick, 'batch_size': 7})
+    assert [str(w.message) for w in said] == ['out of memory at batch size 7: going on with 3'] and made.meta['batch_size'] == 3
+
+
+def test_what_halving_cannot_help_is_raised():
+    def never(size): raise torch.OutOfMemoryError('CUDA out of memory')
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError): halving(never, 4)
+    def bug(size): raise RuntimeError('shapes differ')
+    with pytest.raises(RuntimeError, match='shapes differ'): halving(bug, 4)
+
+
+# --- compiled, interrupted
+
+def test_compiled_baseline_is_one_more_row(models, images, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: model)
+    made = benchmark(models, images, **quick, compiled=True)
+    assert [row['name'] for row in made.rows] == ['dense', 'dense, compiled', 'ours'] and made.rows[1]['method'] == 'dense'
+
+
+def test_no_compiler_is_named(models, images, monkeypatch):
+    monkeypatch.setattr(bench.shutil, 'which', lambda name: None)
+    monkeypatch.setenv('CXX', 'some++')
+    with pytest.raises(ValueError, match=r"C\+\+ compiler 'some\+\+'.*CXX"): benchmark(models, images, **quick, compiled=True)
+
+
+def test_a_compiler_that_fails_is_named(models, images, monkeypatch):
+    def broken(x): raise RuntimeError('no header\nand more')
+    monkeypatch.setattr(bench.shutil, 'which', lambda name: name)
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: broken)
+    with pytest.raises(ValueError, match='torch.compile failed on cpu: no header; leave'): benchmark(models, images, **quick, compiled=True)
+
+
+@pytest.mark.parametrize('after, kept', [(5, 0), (8, 1), (12, 2)])
+def test_an_interruption_keeps_whole_passes(monkeypatch, models, images, after, kept):
+    calls = []
+    def seconds(model, x):
+        calls.append(1)
+        if len(calls) > 8 + after: raise KeyboardInterrupt  # after the single images
+        return 1.
+    monkeypatch.setattr(bench, 'seconds', seconds)
+    if not kept:
+        with pytest.raises(KeyboardInterrupt): benchmark(models, images, **{**quick, 'repeats': 4})
+        return
+    with pytest.warns(UserWarning, match=f'after {kept} of 4 passes'): made = benchmark(models, images, **{**quick, 'repeats': 4})
+    assert made.meta['repeats'] == kept and made.meta['interrupted'] and len(made.timings['ours']['passes']) == kept
 
 
 # --- kept and shown
@@ -223,6 +354,8 @@ def test_saved_and_loaded_is_the_same(made, tmp_path):
     assert Benchmark.load(path) == made and Benchmark.load(str(path)) == made
     assert [p.name for p in path.parent.iterdir()] == ['bench.json']
     assert set(json.loads(path.read_text())) == {'rows', 'meta', 'timings'}
+    assert made.rows[0]['over_dense'] is None and made.rows[1]['over_dense']['mean'] == pytest.approx(
+        made.rows[1]['top1'] - made.rows[0]['top1'])
 
 
 def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
@@ -251,7 +384,7 @@ def test_loading_names_the_file_that_is_no_benchmark(tmp_path, text):
 def test_table_in_markdown_and_text(made):
     made.rows[1]['name'] = 'ours|2'
     lines = made._repr_markdown_().split('\n')
-    assert lines[0].startswith('| model | top-1 % | GMACs |') and r'ours\|2' in lines[3]
+    assert lines[0].startswith('| model | top-1 % | over dense, points | GMACs |') and r'ours\|2' in lines[3]
     assert {line.replace(r'\|', '').count('|') for line in lines[:4]} == {len(bench.COLUMNS) + 1}
     text = str(made).split('\n')
     assert len(text) == 4 and text[2].startswith('ours|2') and 'batch 3' in text[3] and 'images 7' in text[3]
@@ -324,7 +457,7 @@ def test_circumstances_are_fit_for_json():
     (dict(latency_repeats=-1), 'latency_repeats is -1'), (dict(threads=-2), 'threads is -2'), (dict(threads=0), 'threads is 0'),
     (dict(device='tpu'), "device 'tpu'"),
     (dict(device='mps' if torch.cuda.is_available() else 'cuda'), 'not available on this machine'),
-    (dict(dtype='float61'), "dtype 'float61'"),
+    (dict(dtype='float61'), "dtype 'float61'"), (dict(allow_noise=False), 'look like noise'),
 ])
 def test_bad_input_is_named(models, images, monkeypatch, change, message):
     monkeypatch.setattr(bench, 'seconds', lambda *args: pytest.fail('timed before the input was checked'))

@@ -1,5 +1,6 @@
 "Every command on small models, every way to refuse input, and what is left on disk afterwards."
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -24,7 +25,7 @@ from adaptive_tokens.saving import load_dense, save_dense
 
 FEW = ['--n', '6', '--repeats', '2', '--batch-size', '3', '--device', 'cpu']
 SHORT = ['--epochs', '1', '--n', '16', '--val-n', '8', '--batch-size', '8', '--device', 'cpu']
-PAGE = {'benchmark.json', 'benchmark.png', 'index.html'}
+PAGE = {'benchmark.json', 'benchmark.csv', 'benchmark.png', 'index.html'}
 HOSTILE = '<img src=x onerror=alert(1)>&quot; $x_$'
 
 
@@ -195,15 +196,18 @@ def test_bench_without_dense_checkpoint_takes_the_backbone(run, adaptive):
     assert code == 0 and f'{adaptive}, every token' in text
 
 
-@pytest.mark.parametrize('method', ['as-vit', 'a-vit'])
+@pytest.mark.parametrize('method', ['as-vit', 'a-vit', 'as-vit:merge'])
 def test_bench_makes_the_dense_model_adaptive(run, dense, out, method):
-    words = ['--method', method, '--budget', '0.9', '0.8', *FEW, '--n', '24', '--out', out]
+    words = ['--methods', method, '--budgets', '0.9', '0.8', *FEW, '--n', '24', '--out', out]
     code, text, _ = run('bench', '--model', dense, *words)
     assert code == 0
     rows = {row['name']: row['macs_share'] for row in Benchmark.load(out/'benchmark.json').rows}
     assert list(rows) == [dense, f'{method} 0.9', f'{method} 0.8']
     assert rows[f'{method} 0.8'] < rows[f'{method} 0.9'] < rows[dense] == 1
     assert abs(rows[f'{method} 0.8'] - .8) < .1
+    saved = list(csv.DictReader((out/'benchmark.csv').read_text().splitlines()))
+    assert [row['name'] for row in saved] == list(rows) and saved[2]['method'] == method
+    assert [float(row['macs_share']) for row in saved] == list(rows.values()) and saved[1]['over_dense_low'] and not saved[0]['over_dense_low']
 
 
 def test_bench_of_a_backbone_by_name(run):
@@ -275,7 +279,7 @@ def test_bench_on_real_images(run, dense, photos, tmp_path, form):
     if form == 'tar':
         root = tmp_path/'photos.tar'
         with tarfile.open(root, 'w') as archive: archive.add(photos/'train', arcname='.')
-    code, text, err = run('bench', '--model', dense, '--images', root, '--budget', '0.9', *FEW)
+    code, text, err = run('bench', '--model', dense, '--images', root, '--budgets', '0.9', *FEW)
     assert code == 0 and 'images 6' in text
     assert err.count('\n') == 1 and 'come in 2 classes and the model has 10' in err and '--class-map' in err
     names = tmp_path/'names.txt'
@@ -293,7 +297,7 @@ def test_images_to_calibrate_on_are_not_those_measured(dense, photos):
 
 
 def test_bench_says_when_no_other_images_are_there_to_calibrate_on(run, dense, photos):
-    code, _, err = run('bench', '--model', dense, '--images', photos/'train', '--budget', '0.9', *FEW, '--n', '8')
+    code, _, err = run('bench', '--model', dense, '--images', photos/'train', '--budgets', '0.9', *FEW, '--n', '8')
     assert code == 0 and 'has no more than 8 images: the method is aimed at those' in err
 
 
@@ -319,7 +323,7 @@ def test_commands_on_cuda(run, dense, adaptive, out):
 def test_pretrained_backbone_on_real_images(run, out):
     place = Path(os.environ['ADAPTIVE_TOKENS_IMAGES'])
     images = ['--images', place/'imagenet_val_1300.tar', '--class-map', place/'imagenet_wnids.txt', '--n', '24']
-    model = ['--backbone', 'deit_tiny_patch16_224', '--pretrained', '--budget', '0.8']
+    model = ['--backbone', 'deit_tiny_patch16_224', '--pretrained', '--methods', 'as-vit:merge', '--budgets', '0.8']
     code, text, err = run('bench', *model, *FEW, *images, '--out', out)
     rows = Benchmark.load(out/'benchmark.json').rows
     assert code == 0 and err == '' and rows[0]['top1'] > 50 and abs(rows[1]['macs_share'] - .8) < .05
@@ -440,13 +444,18 @@ each_command = pytest.mark.parametrize('words', [['bench', '--model'], ['calibra
 @pytest.mark.parametrize('command', ['train', 'bench', 'calibrate'])
 def test_budget_out_of_range(refused, dense, command, budget):
     model = ['--init', dense, '--method', 'as-vit'] if command == 'train' else ['--model', dense]
-    refused([f'budget is {float(budget)}', 'above 0, at most 1'], command, *model, f'--budget={budget}')
+    refused([f'budget is {float(budget)}', 'above 0, at most 1'], command, *model, f"--budget{'s' * (command == 'bench')}={budget}")
 
 
 @pytest.mark.parametrize('words, parts', [
     (['train', '--method', 'as-vot'], ["'as-vot'", 'as-vit']),
     (['train', '--method', 'desne'], ["'desne'", 'dense']),
-    (['bench', '--backbone', 'digits', '--method', 'asvit'], ["'asvit'", 'as-vit']),
+    (['bench', '--backbone', 'digits', '--methods', 'asvit'], ["'asvit'", 'as-vit']),
+    (['bench', '--backbone', 'digits', '--methods', 'as-vit:mrge'], ["'mrge'", 'merge']),
+    (['bench', '--backbone', 'digits', '--methods', 'a-vit:merge'], ['only as-vit folds', 'as-vit:merge']),
+    (['bench', '--backbone', 'digits', '--budgets', '0.5', '0.8'], ['0.5 0.8', 'as in 0.8 0.5']),
+    (['bench', '--backbone', 'digits', '--budgets', '0.8', '0.8'], ['0.8 0.8', 'as in 0.8']),
+    (['bench', '--backbone', 'digits', '--methods', 'fixed-rate', '--budgets', '0.01'], ['0.01 is out of reach']),
     (['calibrate', '--backbone', 'deit_smal_patch16_224'], ["'deit_smal_patch16_224'", 'deit_small_patch16_224']),
     (['train', '--backbone', 'digit'], ["'digit'", 'digits']),
     (['train', '--backbone', 'digits', '--pretrained'], ['pretrained', 'digits']),
@@ -468,7 +477,7 @@ def test_names_and_numbers_that_cannot_be(refused, words, parts): refused(parts,
 @pytest.mark.parametrize('words, part', [
     (['bench', '--n', '0'], "'0'"), (['demo', '--repeats', 'many'], "'many'"), (['train', '--epochs', '2.5'], "'2.5'"),
     (['calibrate', '--seed', '-1'], '--seed'), (['train', '--seed', str(2**32)], str(2**32)),
-    (['bench', '--budget'], '--budget'), (['bench', '--budget', 'half'], "'half'"),
+    (['bench', '--budgets'], '--budgets'), (['bench', '--budgets', 'half'], "'half'"),
     (['demo', '--device', 'gpu'], 'cuda'), (['bench', '--dtype', 'float8'], 'bfloat16'),
     (['bench', '--modle', 'x'], '--modle'), (['bench', '--mod', 'x'], '--mod')])
 def test_words_that_argparse_refuses(refused, words, part): refused([part, 'see adaptive-tokens', '--help'], *words)
@@ -611,13 +620,42 @@ def test_control_c(dense, out):
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
         finally: process.kill()
-    assert process.returncode == 130 and list(out.parent.iterdir()) == []
-    assert err.startswith('adaptive-tokens: interrupted') and err.count('\n') == 1
+    notes, last = err.splitlines()[:-1], err.splitlines()[-1]
+    assert process.returncode == 130 and last.startswith('adaptive-tokens: interrupted') and 'Traceback' not in err
+    assert list(out.parent.iterdir()) == ([out] if notes else []) and all('of 100000 passes' in note for note in notes)
+
+
+def test_interrupted_benchmark_keeps_finished_passes(run, dense, adaptive, out, monkeypatch):
+    from adaptive_tokens import bench
+    calls, seconds = [], bench.seconds
+    def until(model, x):
+        calls.append(1)
+        return stop() if len(calls) > 60 + 2 * 2 * 3 + 1 else seconds(model, x)  # singles of two models, three passes, one call
+    monkeypatch.setattr(bench, 'seconds', until)
+    code, text, err = run('bench', '--model', dense, adaptive, *FEW, '--repeats', '9', '--out', out)
+    assert code == 130 and err.splitlines()[0].endswith('after 3 of 9 passes: the rows stand on those') and 'interrupted' in err.splitlines()[1]
+    kept = Benchmark.load(out/'benchmark.json')
+    assert len(kept.rows) == 2 and kept.meta['repeats'] == 3 and {f.name for f in out.iterdir()} == PAGE
+    assert all(len(told['passes']) == 3 for told in kept.timings.values())
+
+
+def test_noise_is_not_timed_unless_asked_for(run, refused, dense, adaptive, tmp_path):
+    (tmp_path/'noise'/'class').mkdir(parents=True)
+    for i in range(6): Image.effect_noise((40, 40), 80).save(tmp_path/'noise'/'class'/f'{i}.png')
+    words = ['bench', '--model', dense, adaptive, '--images', tmp_path/'noise', *FEW]
+    refused(['look like noise'], *words)
+    assert run(*words, '--allow-noise')[0] == 0
+
+
+def test_folder_in_which_no_image_can_be_read(refused, dense, tmp_path):
+    (tmp_path/'broken'/'class').mkdir(parents=True)
+    for i in range(3): (tmp_path/'broken'/'class'/f'{i}.png').write_bytes(b'no picture')
+    refused(['cannot read image', '.png', 'replace or remove'], 'bench', '--model', dense, '--images', tmp_path/'broken', *FEW)
 
 
 def test_debug_shows_the_error_and_a_bug_is_never_hidden(dense, monkeypatch):
     with pytest.raises(ValueError, match='budget is 2.0'):
-        cli.main(['bench', '--model', dense, '--budget', '2', '--debug'])
+        cli.main(['bench', '--model', dense, '--budgets', '2', '--debug'])
     def bug(args): raise RuntimeError('index out of range in self')
     monkeypatch.setitem(cli.COMMANDS['bench'], 'run', bug)
     with pytest.raises(RuntimeError): cli.main(['bench'])

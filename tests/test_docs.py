@@ -16,7 +16,7 @@ import adaptive_tokens as at
 
 ROOT = Path(__file__).resolve().parent.parent
 DOT = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
-NBS = [p for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p.name[0] not in '._']
+NBS = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
 sys.path.append(str(ROOT/'tools'))
 from pages import Page, faults  # noqa: E402
 
@@ -36,15 +36,18 @@ def site(tmp_path_factory):
     return {p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8') for p in folder.rglob('*.html')}, folder
 
 
+def page_of(path): return path.relative_to(ROOT).with_suffix('.html').as_posix()
+
+
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
 
 
 @pytest.mark.slow
 def test_every_lesson_is_a_page_and_listed_in_order(site):
     pages, _ = site
-    assert {f'nbs/{p.stem}.html' for p in NBS} | {'docs/api.html', 'CONTRIBUTING.html', 'index.html'} <= pages.keys()
-    listed = re.findall(r'class="toctree-l1[^>]*><a[^>]*href="(\d[^"]*)\.html"', pages['nbs/index.html'])
-    assert listed == [p.stem for p in NBS if p.stem != 'index']
+    assert set(map(page_of, NBS)) | {'docs/api.html', 'CONTRIBUTING.html', 'index.html'} <= pages.keys()
+    listed = re.findall(r'class="toctree-l1[^>]*><a[^>]*href="(\d[^"]*|tutorials/[^"]*)\.html"', pages['nbs/index.html'])
+    assert [f'nbs/{name}.html' for name in listed] == [page_of(p) for p in NBS if p.stem != 'index']
     assert not [name for name, page in pages.items() if '| default_exp' in page or '| hide' in page]
 
 
@@ -53,7 +56,7 @@ def test_pages_have_no_faults_and_the_alt_texts_of_the_notebooks(site):
     pages, folder = site
     assert faults(folder) == []
     for path in NBS:
-        alts = set(map(unescape, re.findall(r'<img[^>]* alt="([^"]*)"', pages[f'nbs/{path.stem}.html'])))
+        alts = set(map(unescape, re.findall(r'<img[^>]* alt="([^"]*)"', pages[page_of(path)])))
         for cell in cells(path):
             if any('image/png' in o.get('data', {}) for o in cell.get('outputs', [])):
                 assert cell['metadata']['mystnb']['image']['alt'] in alts, f"{path.name}, cell {cell['id']}"
@@ -63,7 +66,7 @@ def test_pages_have_no_faults_and_the_alt_texts_of_the_notebooks(site):
 def test_formulas_are_rendered_and_explorers_are_alive(site):
     pages, _ = site
     for path in NBS:
-        page = pages[f'nbs/{path.stem}.html']
+        page = pages[page_of(path)]
         prose = ''.join(''.join(c['source']) for c in cells(path) if c['cell_type'] == 'markdown')
         assert page.count('<div class="math"><math') == len(re.findall(r'\$\$.+?\$\$', prose, re.S)), path.name
         shown = re.sub(r'<pre.*?</pre>|<code.*?</code>', '', page, flags=re.S)
@@ -108,7 +111,7 @@ def explored(page):
                          ids=lambda v: v.stem if isinstance(v, Path) else '-'.join(v))
 def test_explorers_answer_keys_on_the_pages(site, visit, path, options):
     folder = site[1]
-    frame = explored(visit(folder/'nbs'/f'{path.stem}.html', folder, **options))
+    frame = explored(visit(folder/page_of(path), folder, **options))
     ground = frame.locator('.at-explorer').evaluate('e => getComputedStyle(e).backgroundColor')
     assert (max(map(int, re.findall(r'\d+', ground)[:3])) < 60) == ('color_scheme' in options)
 

@@ -17,11 +17,12 @@ import timm
 import torch
 
 import adaptive_tokens as at
+from adaptive_tokens.bench import paired
 from adaptive_tokens.cost import head_macs
 from adaptive_tokens.devices import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKBONE, SEED, RESAMPLES = 'deit_tiny_patch16_224', 0, 10_000
+BACKBONE, SEED = 'deit_tiny_patch16_224', 0
 METHODS = ['as-vit:merge', 'tome', 'as-vit', 'evit', 'fixed-rate', 'as-vit:fuse', 'random', 'lowest']
 
 
@@ -30,13 +31,6 @@ def load(vit, folder, name, step=1):
     reader = at.image_loader(f'{folder}/{name}.tar', vit, 50, class_map=f'{folder}/imagenet_wnids.txt', crop_mode='squash', crop_pct=1.)
     images, labels = (torch.cat(z)[::step] for z in zip(*reader))
     return list(zip(images.split(50), labels.split(50)))
-
-
-def paired(right, other):
-    "Difference of two accuracies on the same images, in points: mean, standard error, 95 % bootstrap interval"
-    d = 100 * (right.double() - other.double())
-    drawn = d[torch.randint(len(d), (RESAMPLES, len(d)), generator=torch.Generator().manual_seed(SEED))].mean(1)
-    return dict(mean=d.mean().item(), error=(d.std() / len(d)**.5).item(), interval=drawn.quantile(torch.tensor([.025, .975]).double()).tolist())
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import adaptive_tokens as at
+from adaptive_tokens.bench import paired
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import image_loader
 from adaptive_tokens.devices import hardware, resolve_device
@@ -63,13 +64,6 @@ def answers(model, loader, device):
         right.append(logits.argmax(1).cpu() == labels)
         spent.append(trace.macs.cpu() / macs(vit) if adaptive else torch.ones(len(labels)))
     return torch.cat(right), torch.cat(spent)
-
-
-def paired(a, b, draws=2000):
-    "Difference of two accuracies on the same images in points, with a 95 % bootstrap interval"
-    d = 100 * (a.double() - b.double())
-    means = d[torch.randint(len(d), (draws, len(d)), generator=torch.Generator().manual_seed(0))].mean(1)
-    return dict(difference=d.mean().item(), interval=means.quantile(torch.tensor([.025, .975], dtype=torch.float64)).tolist())
 
 
 def trained(name, model, loaders, args, epochs, teacher, lr):
