@@ -61,19 +61,20 @@ CONTENTS = '''```{toctree}
 :caption: Lessons
 [0-9]*
 ```
-```{toctree}
-:hidden:
-:glob:
-:caption: Tutorials
-tutorials/*
-```
-```{toctree}
+%s```{toctree}
 :hidden:
 :caption: Reference
 ../docs/api
 ../CONTRIBUTING
 ../CHANGELOG
 ```'''
+TUTORIALS = '''```{toctree}
+:hidden:
+:glob:
+:caption: Tutorials
+tutorials/*
+```
+'''
 
 
 def prepare(app, name, source):
@@ -87,7 +88,8 @@ def prepare(app, name, source):
         elif HIDDEN.search(text): cell['metadata']['tags'] = ['remove-cell']
         elif re.search(r'^#\|\s*echo:\s*false', text, re.M): cell['metadata']['tags'] = ['remove-input']
     if name == app.config.root_doc:
-        nb['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=CONTENTS))
+        there = any((Path(app.srcdir)/'nbs'/'tutorials').glob('*.ipynb'))
+        nb['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=CONTENTS % (TUTORIALS if there else '')))
     source[0] = json.dumps(nb)
 
 

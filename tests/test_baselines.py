@@ -372,7 +372,7 @@ def test_stored_figures_are_those_of_the_stored_answers(merging, stored):
         for over, other in (('over_dense', 'dense'), ('over_tome', f'tome {row["target"]}')):
             if over not in row: continue
             want, flat = merging.paired(own, right[other]), lambda d: [d['mean'], d['error'], *d['interval']]
-            assert flat(row[over]) == pytest.approx(flat(want))
+            assert flat(row[over]) == pytest.approx(flat(want), abs=1e-4)  # the file's ranks of 2.5 and 97.5 % were rounded to float32
 
 
 @pytest.mark.parametrize('gmacs, least', [(1., 80.2), (.85, 79.9), (.73, 78.9), (.62, 77.5)])

@@ -91,15 +91,3 @@ def test_readme_shows_the_tables_of_the_index():
 def test_only_what_a_cell_needs_runs():
     sources = ['import json\nfrom pathlib import Path', 'raise RuntimeError("long")', 'v = 1', "d = json.loads(Path('../benchmarks/a.json').read_text())", 'v = 2', 'd["x"] + v']
     assert slice_of(sources, 5) == [0, 3, 4, 5]
-
-
-@pytest.mark.parametrize('row', json.loads((ROOT/'benchmarks'/'merging.json').read_text())['rows'], ids=lambda r: f"{r['name']} {r['target']}")
-def test_rows_of_merging_follow_from_the_answers_that_are_kept(row):
-    import torch
-    from adaptive_tokens.bench import paired
-    answers = json.loads((ROOT/'benchmarks'/'merging.json').read_text())['right']
-    right, dense = (torch.tensor([int(c) for c in answers[key]]).bool() for key in (f"{row['name']} {row['target']}", 'dense'))
-    assert row['top1'] == pytest.approx(100 * right.double().mean().item())
-    said = paired(right, dense, draws=500)
-    assert said['mean'] == pytest.approx(row['over_dense']['mean']) and said['error'] == pytest.approx(row['over_dense']['error'])
-    assert said['interval'] == pytest.approx(row['over_dense']['interval'], abs=.3)
