@@ -32,7 +32,7 @@ AMOUNTS = {  # images per class, epochs of the dense model and of all after it, 
     'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32, timed=16),
     'reduced': dict(per_class=6, test_per_class=3, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3, timed=1)}
 OPTIONS = {'a-vit': dict(sigma=3.)}
-RATES = {'dense': 1e-4, 'control': 5e-5, 'as-vit': 5e-5, 'a-vit': 5e-5, 'adavit': 5e-5}  # per step of 32 images
+RATES = {'full': (1e-4, 5e-5), 'reduced': (5e-4, 2e-4)}  # of the dense model and of all after it, per step of 32 images
 TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates are those of thresholds (times .02) and gates
 
 
@@ -78,15 +78,15 @@ def on_caltech(args, amounts, device):
     torch.manual_seed(0)
     vit = timm.create_model(BACKBONE, pretrained=True, num_classes=101)
     loaders = caltech(args, amounts, vit)
-    dense, curve = trained('dense', vit, loaders, args, amounts['dense_epochs'], None, RATES['dense'])
+    dense, curve = trained('dense', vit, loaders, args, amounts['dense_epochs'], None, RATES[args.amount][0])
     runs = {'dense': (dense, curve)}
     start = copy.deepcopy(dense)
-    runs['control'] = trained('control', copy.deepcopy(start), loaders, args, amounts['epochs'], start, RATES['control'])
+    runs['control'] = trained('control', copy.deepcopy(start), loaders, args, amounts['epochs'], start, RATES[args.amount][1])
     for budget in amounts['budgets']:
         for method in METHODS:
             model = at.adapt(copy.deepcopy(start), method, budget, **OPTIONS.get(method, {}))
             name = f'{method} {budget:g}'
-            model, curve = trained(name, model, loaders, args, amounts['epochs'], start, RATES[method])
+            model, curve = trained(name, model, loaders, args, amounts['epochs'], start, RATES[args.amount][1])
             if method != 'as-vit':
                 at.calibrate(model.to(device), aim(loaders, device, amounts['aim']))
             runs[name] = model, curve
@@ -163,7 +163,7 @@ def main():
     for part, run in dict(caltech=on_caltech, imagenet=on_imagenet).items():
         if part in args.parts:
             stored[part] = run(args, amounts, device)
-            stored |= dict(amounts=amounts, backbone=BACKBONE, batch_size=args.batch_size, dtype=args.dtype, rates=RATES, seed=0, hardware=hardware())
+            stored |= dict(amounts=amounts, backbone=BACKBONE, batch_size=args.batch_size, dtype=args.dtype, rates=RATES[args.amount], seed=0, hardware=hardware())
             write_text(target, json.dumps(stored, indent=1) + '\n')
     print(target)
 
