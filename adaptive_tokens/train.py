@@ -755,7 +755,8 @@ def plot_log(
             ax.plot([row['epoch'] for row in rows], values, ('-', '--', ':', '-.')[i % 4], marker='o^sD'[i % 4], markersize=4,
                     color=plt.get_cmap('cividis')(.75 * i / max(len(lines) - 1, 1)), label=NAMES.get(name, name))
         ax.set(xlabel='epoch', ylabel=label)
-        if len(lines) > 1: ax.legend(frameon=False, fontsize=8)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if label not in lines and label != 'learning rate': ax.legend(frameon=False, fontsize=8)
     if title is not None: fig.suptitle(title.replace('$', r'\$'), fontsize=10)
     return fig
 
