@@ -279,8 +279,8 @@ def footnote(
     return f'Medians [quartiles]; GMACs: mean ± deviation over images; {said}.'
 
 # %% ../nbs/60_bench.ipynb #a7c0e8da
-METHOD_COLOURS = {'dense': '#000000', 'as-vit': '#0072B2', 'as-vit:merge': '#332288', 'as-vit:fuse': '#44AA99', 'a-vit': '#D55E00', 'adavit': '#009E73', 'fixed-rate': '#CC79A7',
-                  'tome': '#E69F00', 'evit': '#56B4E9', 'dynamicvit': '#882255'}
+METHOD_COLOURS = {'dense': '#000000', 'as-vit': '#0072B2', 'as-vit:merge': '#332288', 'as-vit:fuse': '#2A8C7C', 'a-vit': '#D55E00', 'adavit': '#009E73', 'fixed-rate': '#CC79A7',
+                  'tome': '#A67C00', 'evit': '#7A6FF0', 'dynamicvit': '#882255'}
 METHOD_MARKERS = {'dense': 'o', 'as-vit': 's', 'as-vit:merge': '*', 'as-vit:fuse': 'p', 'a-vit': '^', 'adavit': 'D', 'fixed-rate': 'v', 'tome': 'X', 'evit': '<',
                   'dynamicvit': '>'}
 OTHER_METHOD = '#666666', 'P'  # colour and marker of a method that is not in the list
