@@ -68,6 +68,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # small models make threads wait for each other
+    if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'  # what tests start runs beside other tests
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
                           gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(), browser=lacking_browser())
 

@@ -8,12 +8,13 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import adaptive_tokens as at
+from adaptive_tokens import tokens
 from adaptive_tokens.blocks import embed, readout
 from adaptive_tokens.cost import macs
 from adaptive_tokens.gating import (FORMS, KINDS, balance, biases, gate, gated_block, gated_block_macs, gated_heads, heads_by_head,
                                     importance, mean_usage, share_at, usage, usage_loss)
 from adaptive_tokens.model import Gates, losses
-from adaptive_tokens.tokens import MaskedTokens, PackedTokens
+from adaptive_tokens.tokens import MaskedTokens, PackedTokens, masked_softmax, with_diagonal
 
 FAMILIES = [dict(), dict(reg_tokens=3), dict(qk_norm=True), dict(init_values=1e-1), dict(qkv_bias=False),
             dict(model_name='deit_tiny_distilled_patch16_224')]
@@ -242,15 +243,22 @@ def test_budgets_become_targets_and_gates_start_there():
     assert at.adapt(vit, 'adavit', targets=dict(patches=.3, heads=.5, sublayers=.9)).method.targets['sublayers'] == pytest.approx(.9)
 
 
-def test_importance_is_the_slope_of_the_margin():
+def soft_attention(q, k, v, mask, *_):
+    "Attention in which a mask counts as much as it says, between 0 and 1 too"
+    q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+    if mask is None: mask = torch.ones(len(q), q.shape[2])
+    return (masked_softmax(q @ k.mT * q.shape[-1]**-.5, with_diagonal(mask.float())) @ v).transpose(1, 2)
+
+
+def test_importance_is_the_slope_of_the_margin(monkeypatch):
     vit, images = build(images=2, depth=3)
     _, I = importance(vit, images, 'full')
+    monkeypatch.setattr(tokens, 'masked_attention', soft_attention)  # a step of a mask shows where it is not rounded
     assert [tuple(v.shape) for v in I[1].values()] == [(2, 64, 1), (2, 3), (2, 2)]
     step = 1e-2
     def margin(M):  # attention of block 2 multiplied by M
         every = [Gates(torch.ones(2, 65), torch.ones(2, 3), torch.ones(2, 2)) for _ in range(3)]
         every[1].sublayers[:, 0] = M
-        every[1].sublayers.requires_grad_()  # the mask of attention is soft only where it has a slope
         z = readout(vit, run(vit, images, every, MaskedTokens, 'full'))
         return (z.gather(1, vit(images).argmax(1, keepdim=True))[:, 0] - z.mean(1)).detach()
     slope = (margin(1 + step) - margin(1 - step)) / (2 * step)

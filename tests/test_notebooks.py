@@ -39,7 +39,6 @@ def pytest_generate_tests(metafunc):
 def run_apart(path, flags, home):
     "Run a notebook less the cells under `flags`, in a process of its own that writes its settings to `home`."
     env = os.environ | dict(MPLBACKEND='Agg', IPYTHONDIR=str(home), PYTHONFAULTHANDLER='1')
-    if 'PYTEST_XDIST_WORKER' in os.environ: env['OMP_NUM_THREADS'] = '1'  # one thread beside each other process of tests
     return subprocess.run([sys.executable, '-c', RUN, ROOT, path, *flags], cwd=path.parent, env=env, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
