@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS, BUDGETS, BACKBONE = ('as-vit', 'a-vit', 'adavit'), (.65, .5), 'deit_tiny_patch16_224'
 AMOUNTS = {  # images per class, epochs of the dense model and of all after it, images of ImageNet, batches to aim at budgets by
     'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32, timed=16),
-    'reduced': dict(per_class=6, test_per_class=3, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3, timed=1)}
+    'reduced': dict(per_class=4, test_per_class=2, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3, timed=1)}
 OPTIONS = {'a-vit': dict(sigma=3.)}
 RATES = {'full': (1e-4, 5e-5), 'reduced': (5e-4, 2e-4)}  # of the dense model and of all after it, per step of 32 images
 TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates are those of thresholds (times .02) and gates
