@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,12 @@ from adaptive_tokens.baselines import largest, match_pairs
 from adaptive_tokens.blocks import embed
 from adaptive_tokens.cost import class_row_macs, macs
 from adaptive_tokens.model import losses
+from builders import spread_vit
 
 NAMES = ['fixed-rate', 'evit', 'random', 'lowest', 'tome', 'dynamicvit']
 
 
-def build(seed=0, images=4, **kw):
-    torch.manual_seed(seed)
-    vit = timm.create_model(**{'model_name': 'vit_tiny_patch16_224', 'img_size': 64, 'patch_size': 8, 'embed_dim': 48,
-                               'depth': 12, 'num_heads': 3, 'num_classes': 7, **kw}).eval()
-    with torch.no_grad():
-        for name, p in vit.named_parameters(): p.mul_(4. if 'q_norm' in name else 1.5)  # at initialisation all scores nearly tie
-    return vit, torch.randn(images, 3, 64, 64)
+build = partial(spread_vit, images=4)
 
 
 def both(model, images):

@@ -2,7 +2,6 @@
 import warnings
 
 import pytest
-import timm
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -11,15 +10,10 @@ from adaptive_tokens.cost import macs
 from adaptive_tokens.model import losses
 from adaptive_tokens.pruning import (budget_loss, decide, default_places, common_share, rank_stages, share_threshold,
                                      token_score)
+from builders import spread_vit
 
 
-def build(seed=0, images=6, **kw):
-    torch.manual_seed(seed)
-    vit = timm.create_model(**{'model_name': 'vit_tiny_patch16_224', 'img_size': 64, 'patch_size': 8, 'embed_dim': 48,
-                               'depth': 12, 'num_heads': 3, 'num_classes': 7, **kw}).eval()
-    with torch.no_grad():
-        for name, p in vit.named_parameters(): p.mul_(4. if 'q_norm' in name else 1.5)  # at initialisation all scores nearly tie
-    return vit, torch.randn(images, 3, 64, 64)
+build = spread_vit
 
 
 @settings(deadline=None, max_examples=30)
