@@ -239,7 +239,7 @@ WORK = dict(
     every=('N', 'steps between the states to go on from, e.g. 500; 0: one after each epoch'),
     tracker=('NAME', 'tracker that is told of every epoch, by the name Accelerate has for it, e.g. tensorboard'),
     unreadable=(('raise', 'skip'), 'what to do with an image that cannot be decoded; e.g. skip names, counts and leaves it out'),
-    compiled=('', 'one more row: the dense baseline through torch.compile'),
+    compiled=('', 'use torch.compile; bench adds a row for the dense baseline compiled'),
     allow_noise=('', 'time adaptive models on images that look like noise, too'),
     batch_size=('COUNT', 'images per step or timed call, e.g. 64'),
     repeats=('COUNT', 'timed passes over the images, e.g. 20; one is too few for a spread'),
@@ -504,7 +504,7 @@ def unless_empty(
          data='digits', val_data=Unset('the validation split of --data, if it has one'), reader=FOLDERS, split='train',
          val_split='validation', class_map=BY_NAME, n=Unset('all'), val_n=Unset('all'), unreadable='raise', workers=0,
          **{name: Unset(f"the recipe's, or {10 if name == 'epochs' else f.default or 'none'}") for name, f in NUMBERS.items()},
-         resume=False, every=0, tracker=Unset('none'), out=Unset('runs/ and the name of the method'))
+         resume=False, every=0, compiled=False, tracker=Unset('none'), out=Unset('runs/ and the name of the method'))
 def train(args):
     "The command `train`: prints the recipe, and at the end the best epoch"
     recipe = numbers_of(args)
@@ -516,7 +516,7 @@ def train(args):
     tell(recipe)
     with unless_empty(out):
         rows = fit(model, *loaders, recipe, teacher=teacher, out=out, progress=sys.stderr.isatty(), trackers=args.tracker or (),
-                   **chosen(args, 'device', 'dtype', 'seed', 'resume', 'every'))
+                   **chosen(args, 'device', 'dtype', 'seed', 'resume', 'every', 'compiled'))
     tell(conclusion(rows, getattr(model, 'budget', None), loaders, out))
 
 

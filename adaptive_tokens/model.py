@@ -156,13 +156,14 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
         check_backbone(vit)
         super().__init__()
         self.vit, self.method, self.backbone, self.execution = vit, method, backbone, 'auto'
+        self.faster = {}  # batch size: 'packed' or 'masked', as timed where the model runs
 
     def forward(self,
         images:Tensor,           # a batch [B, C, height, width]
         return_trace:bool=False, # also return what happened to each token
     ):                           # logits [B, classes], or (logits, Trace)
         "Classify a batch; raises ValueError for images the backbone cannot take"
-        packed = self.packs()
+        packed = self.packs(len(images))
         check_images(self.vit, images, finite=packed)
         if packed and self.budget == 1 and not return_trace: return self.vit(images)  # nothing to decide, nothing to pack
         record = Recorder() if return_trace else no_record
@@ -172,7 +173,7 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
         logits = readout(self.vit, t)
         return (logits, record.trace(self.vit, self.method, patches)) if return_trace else logits
 
-    def packs(self): return _packs(self)
+    def packs(self, B=1): return _packs(self, B)
     def config(self): return _config(self)
     def save_pretrained(self, save_directory, **kwargs): return _save(self, save_directory, **kwargs)
     @classmethod
@@ -190,13 +191,15 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
     def pretrained_cfg(self): return self.vit.pretrained_cfg  # where timm looks for size, mean and std
 
 # %% ../nbs/04_model.ipynb #5f76ca35
-def _packs(model):
+def _packs(model, B):
     "Whether the next forward pass packs; raises ValueError where that is impossible"
     if model.execution not in EXECUTIONS: raise nearest('execution', model.execution, EXECUTIONS)
     if model.execution == 'packed' and model.training:
         raise ValueError("execution is 'packed' in training, where masks carry the gradient: call model.eval(), "
                          "or leave execution at 'auto'")
-    return model.execution == 'packed' or model.execution == 'auto' and not model.training
+    if model.training or model.execution != 'auto': return model.execution == 'packed'
+    timed = max((size for size in model.faster if size <= B), default=min(model.faster, default=None))
+    return model.faster.get(timed, 'packed') == 'packed'
 
 # %% ../nbs/04_model.ipynb #e58dc764
 def adapt(

@@ -9,7 +9,7 @@ __all__ = ['PANELS', 'OTHER', 'NAMES', 'loss_terms', 'frozen', 'check_targets', 
            'accelerator_on', 'check_fit', 'identity_of', 'check_identity', 'start_run', 'reseed', 'best_epoch', 'keep',
            'keep_state', 'moving', 'full_disk', 'go_on', 'release', 'compared', 'judged', 'said_of', 'model_card',
            'fit', 'found_state', 'prepare_run', 'train_all', 'write_cards', 'read_log', 'plot_log', 'held',
-           'step_costs', 'wait_for', 'main']
+           'step_costs', 'main']
 
 # %% ../nbs/50_train.ipynb #cecf2bff
 import copy
@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 # %% ../nbs/50_train.ipynb #9636b29b
-from .blocks import check_backbone, check_images
+from .blocks import check_backbone, check_images, compile_parts
 from .cost import macs
 from .data import nearest
-from .devices import hardware, over_ranks, resolve_device, resolve_dtype
+from .devices import check_compiler, hardware, over_ranks, resolve_device, resolve_dtype, wait_for
 from .model import AdaptiveViT, describe, losses
 from .pruning import ASViT
 from .recipes import Recipe, make_mixup, make_optimizer, make_scheduler, recipe_of, smoothed
@@ -572,7 +572,7 @@ def release(
     "Give the model back as it came, in evaluation mode: Accelerate leaves its own forward and a mark on it"
     for name in ('forward', '_original_forward', '_is_accelerate_prepared'): run.model.__dict__.pop(name, None)
     if run.ema is not None: run.model.load_state_dict(run.ema.module.state_dict())
-    run.model.eval()
+    compile_parts(run.model, False).eval()
 
 # %% ../nbs/50_train.ipynb #59aea604
 def compared(
@@ -636,6 +636,7 @@ def fit(
     out:str|os.PathLike|None=None, # folder for best/, last/, log.jsonl and the state to go on from
     resume:bool=False,      # go on with the run in `out`, if there is one
     every:int=0,            # steps between states; 0: one after each epoch
+    compiled:bool=False,    # run blocks, or the token-wise parts of an adaptive model, by torch.compile
     trackers:Iterable[str]=(), # to be told of every epoch, by Accelerate's names, e.g. 'tensorboard'
     device:str='auto',      # 'auto', 'cpu', 'cuda' or 'mps'
     dtype:str='float32',    # 'float32', 'bfloat16' or 'float16'
@@ -649,10 +650,13 @@ def fit(
     check_fit(recipe, model)
     resolve_dtype(dtype)
     out = None if out is None else Path(out)
+    if compiled: check_compiler(resolve_device(device).type)
     accelerator = accelerator_on(resolve_device(device), dtype, check_trackers(trackers, out), out)
     run = prepare_run(model, (train_loader, val_loader), recipe, accelerator, teacher, found_state(out, resume), seed, dtype=dtype,
-                      progress=progress, out=out, every=every)
-    try: train_all(run, trackers, seed)
+                      compiled=compiled, progress=progress, out=out, every=every)
+    try:
+        if compiled: compile_parts(model)
+        train_all(run, trackers, seed)
     finally: release(run)
     return run.rows
 
@@ -671,7 +675,7 @@ def found_state(
     return newest_state(out) if resume else None
 
 # %% ../nbs/50_train.ipynb #2cae1074
-def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype, **rest):
+def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype, compiled, **rest):
     "Everything that can be refused is, and then a run at its first step or where a state left it"
     vit, (train_loader, val_loader) = getattr(model, 'vit', model), loaders
     reseed(loaders, seed)
@@ -679,7 +683,7 @@ def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype
     check_length(train_loader)
     if val_loader is not None: opening_batches(val_loader, vit, 'val_loader', 1)
     teacher = ready_teacher(teacher, vit, opening[0][0], accelerator.device)
-    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes)
+    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes) | ({'compiled': True} if compiled else {})
     identity = identity_of(model, recipe, **same) if rest['out'] else {}
     if state is not None: check_identity(identity, state[1]['identity'], rest['out'])
     check_out(rest['out'])
@@ -808,10 +812,6 @@ def step_costs(
         rows.append(dict(name=name, seconds=middle, seconds_iqr=[low, high], bytes=memory[name], memory=memory[name] / memory[first]))
     for row in rows: row['time'] = row['seconds'] / rows[0]['seconds']
     return rows
-
-
-def wait_for(device):
-    if device.type == 'cuda': torch.cuda.synchronize(device)
 
 # %% ../nbs/50_train.ipynb #843dae1a
 def main(

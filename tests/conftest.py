@@ -7,6 +7,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from torch._dynamo.utils import counters
+
+from adaptive_tokens import blocks
 
 WEIGHTS, IMAGES = 'timm/deit_tiny_patch16_224.fb_in1k', 'imagenet_val_1300.tar'
 
@@ -30,6 +33,17 @@ def lacking_browser():
     "Why nothing can be shown; empty if it can."
     if not find_spec('playwright'): return 'playwright is not installed'
     return '' if chromium() else 'no chromium-headless-shell or chromium on PATH (Debian: apt-get install chromium-headless-shell)'
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    "torch.compile without a compiler: programs are traced, counted and differentiated, and run operator by operator."
+    compiler = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compiler(f, **{**options, 'backend': 'aot_eager'}))
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: setattr(self, '_compiled_call_impl', torch.compile(self._call_impl)))
+    for empty in (torch._dynamo.reset, counters.clear, blocks._compiled.cache_clear): empty()
+    yield
+    blocks._compiled.cache_clear()
 
 
 @pytest.fixture(scope='session')

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_tokens import bench
-from adaptive_tokens.bench import (Benchmark, Measured, account, benchmark, check_pictures, circumstances, compare, gather, halving,
-                                   paired, peak_memory, quartiles, resemblance, take_turns)
+from adaptive_tokens import bench, devices
+from adaptive_tokens.bench import (Benchmark, Measured, account, benchmark, check_pictures, choose_execution, circumstances, compare, gather,
+                                   halving, kind_of, paired, peak_memory, plot_sweep, quartiles, resemblance, sweep, take_turns, where_time_goes)
 from adaptive_tokens.cost import macs
 from adaptive_tokens.model import adapt
 
@@ -315,14 +315,14 @@ def test_compiled_baseline_is_one_more_row(models, images, monkeypatch):
 
 
 def test_no_compiler_is_named(models, images, monkeypatch):
-    monkeypatch.setattr(bench.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(devices.shutil, 'which', lambda name: None)
     monkeypatch.setenv('CXX', 'some++')
     with pytest.raises(ValueError, match=r"C\+\+ compiler 'some\+\+'.*CXX"): benchmark(models, images, **quick, compiled=True)
 
 
 def test_a_compiler_that_fails_is_named(models, images, monkeypatch):
     def broken(x): raise RuntimeError('no header\nand more')
-    monkeypatch.setattr(bench.shutil, 'which', lambda name: name)
+    monkeypatch.setattr(devices.shutil, 'which', lambda name: name)
     monkeypatch.setattr(torch, 'compile', lambda model, **options: broken)
     with pytest.raises(ValueError, match='torch.compile failed on cpu: no header; leave'): benchmark(models, images, **quick, compiled=True)
 
@@ -385,7 +385,7 @@ def test_table_in_markdown_and_text(made):
     made.rows[1]['name'] = 'ours|2'
     lines = made._repr_markdown_().split('\n')
     assert lines[0].startswith('| model | top-1 % | over dense, points | GMACs |') and r'ours\|2' in lines[3]
-    assert {line.replace(r'\|', '').count('|') for line in lines[:4]} == {len(bench.COLUMNS) + 1}
+    assert {line.replace(r'\|', '').count('|') for line in lines[:4]} == {len(bench.COLUMNS)}  # no form was chosen
     text = str(made).split('\n')
     assert len(text) == 4 and text[2].startswith('ours|2') and 'batch 3' in text[3] and 'images 7' in text[3]
     made.rows = [r | dict(top1=None) for r in made.rows]
@@ -488,3 +488,128 @@ def test_on_cuda(models, images, dtype):
     made = benchmark(models, images, torch.arange(7), **{**quick, 'device': 'cuda'}, dtype=dtype)
     assert made.meta['device'] == 'cuda' and made.meta['gpu'] and next(models['dense'].parameters()).device.type == 'cpu'
     assert made.rows[0]['gmacs'] == macs(models['dense']) / 1e9 and made.rows[1]['gmacs_max'] <= made.rows[0]['gmacs'] * 1.01
+
+
+# --- packed or masked
+
+def clock(model, cost):
+    "Seconds as given for each form and batch size, one after the other; the call is made, too"
+    told = {key: iter(values) for key, values in cost.items()}
+    def seconds(call, x):
+        call(x)
+        return next(told[model.execution, len(x)])
+    return seconds
+
+
+def test_the_faster_form_is_taken_at_each_size(monkeypatch, vit, images):
+    model = adaptive(vit)
+    monkeypatch.setattr(bench, 'seconds', clock(model, {('packed', 1): [3., 3.3, 3.6], ('masked', 1): [2., 3., 3.],
+                                                        ('packed', 4): [5., 5., 5.], ('masked', 4): [9., 9., 9.]}))
+    told = choose_execution(model, images, (4, 1), repeats=3)
+    assert told[1] == dict(execution='masked', packed_over_masked=pytest.approx([1.15, 1.2, 1.35]))
+    assert told[4] == dict(execution='packed', packed_over_masked=pytest.approx([5/9] * 3))
+    assert model.faster == {1: 'masked', 4: 'packed'} and model.execution == 'auto'
+    assert [model.packs(B) for B in (1, 3, 4, 100)] == [False, False, True, True]
+
+
+def test_packed_where_quartiles_do_not_tell_them_apart(monkeypatch, vit, images):
+    model = adaptive(vit)
+    monkeypatch.setattr(bench, 'seconds', clock(model, {('packed', 2): [9., 9., 9., 9.], ('masked', 2): [9.1, 9.1, 2., 2.]}))
+    told = choose_execution(model, images, (2,), repeats=4)
+    assert told[2]['packed_over_masked'][1] > 1 and model.faster == {2: 'packed'}
+
+
+@pytest.mark.parametrize('faster', [{}, {1: 'masked'}, {1: 'packed', 4: 'masked'}])
+def test_answers_do_not_depend_on_the_form_that_was_chosen(vit, images, faster):
+    model = adaptive(vit)
+    with torch.inference_mode():
+        packed, trace = model(images, return_trace=True)
+        model.faster = faster
+        chosen, other = model(images, return_trace=True)
+    torch.testing.assert_close(chosen, packed, atol=1e-5, rtol=1e-5)
+    assert torch.equal(trace.active, other.active) and torch.equal(trace.macs, other.macs)
+
+
+def test_a_model_that_fails_is_left_as_it_was(vit, images):
+    model = adaptive(vit)
+    with pytest.raises(ValueError, match='NaN'): choose_execution(model, images / 0, (1,))
+    assert model.execution == 'auto' and model.faster == {}
+
+
+@pytest.mark.parametrize('sizes, message', [((), 'there are 7 images'), ((8,), r'sizes are \[8\] and there are 7 images'), ((0,), 'whole number from 1'),
+                                            ((2.5,), 'whole number from 1')])
+def test_sizes_that_cannot_be_timed(vit, images, sizes, message):
+    with pytest.raises(ValueError, match=message): choose_execution(adaptive(vit), images, sizes)
+
+
+def test_training_has_no_choice(vit, images):
+    with pytest.raises(ValueError, match='in training'): choose_execution(adaptive(vit).train(), images, (1,))
+
+
+def test_rows_say_which_form_was_taken(models, images, tmp_path):
+    made = benchmark(models, images, **quick, fall_back=True)
+    assert made.rows[0]['execution'] is None
+    assert set(made.rows[1]['execution'].replace(' at', '').split(', ')) <= {f'{form} {size}' for form in ('packed', 'masked') for size in (1, 3)}
+    assert 'form' in made.cells()[0] and 'form' not in benchmark(models, images, **quick).cells()[0]
+    made.save(tmp_path/'b.json')
+    assert Benchmark.load(tmp_path/'b.json') == made
+
+
+# --- where the time goes
+
+@pytest.mark.parametrize('name, kind', [
+    ('aten::addmm', 'matrix products'), ('aten::_scaled_dot_product_flash_attention_for_cpu', 'attention'), ('aten::gelu', 'norms, activations, sums'),
+    ('aten::_softmax', 'attention'), ('aten::index_select', 'moving rows'), ('aten::cat', 'moving rows'), ('aten::gt', 'deciding'),
+    ('aten::cumsum', 'deciding'), ('aten::native_layer_norm', 'norms, activations, sums'), ('aten::mkldnn_convolution', 'matrix products'),
+    ('aten::view', 'other'), ('_flash_attn_varlen_forward', 'attention'), ('triton_poi_fused_gelu_0', 'norms, activations, sums')])
+def test_operators_by_kind_of_work(name, kind): assert kind_of(name) == kind
+
+
+def test_where_time_goes(models, images):
+    dense, ours = (where_time_goes(model, images, calls=2) for model in models.values())
+    for told in (dense, ours):
+        assert sum(told['shares'].values()) == pytest.approx(1) and min(told['shares'].values()) >= 0
+        assert set(told) == {'shares', 'operators'}
+    assert dense['shares']['matrix products'] > 0 and ours['operators'] > dense['operators']
+
+
+# --- batch sizes
+
+def test_a_sweep_keeps_each_size(models, images, tmp_path):
+    options = dict(repeats=2, latency_repeats=1, device='cpu', progress=False, allow_noise=True, least=3)
+    benches = sweep(models, images, out=tmp_path, **options)
+    assert list(benches) == [1, 2, 4] and [b.meta['n'] for b in benches.values()] == [3, 3, 4]
+    assert {size: Benchmark.load(tmp_path/f'batch_{size}.json') for size in benches} == benches
+    for ax, key in zip(plot_sweep(benches).axes, ('speedup', 'images_per_s')):
+        lines = [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 3 and line.get_linestyle() != 'None']
+        assert [[b.rows[i][key] for b in benches.values()] for i in (0, 1)] == lines
+
+
+def fail_above(most, error, monkeypatch):
+    real = bench.measure
+    def measure(models, images, size, *rest):
+        if size > most: raise error
+        return real(models, images, size, *rest)
+    monkeypatch.setattr(bench, 'measure', measure)
+
+
+@pytest.mark.parametrize('most, kept', [(1, [1]), (2, [1, 2])])
+def test_a_sweep_ends_where_memory_does(models, images, monkeypatch, tmp_path, most, kept):
+    fail_above(most, torch.OutOfMemoryError('CUDA out of memory'), monkeypatch)
+    with pytest.warns(UserWarning, match=f'out of memory at batch size {2 * most}: going on with {most}'):
+        benches = sweep(models, images, out=tmp_path, repeats=1, latency_repeats=1, device='cpu', progress=False, allow_noise=True)
+    assert list(benches) == kept and sorted(p.name for p in tmp_path.iterdir()) == [f'batch_{size}.json' for size in kept]
+
+
+def test_an_interrupted_sweep_has_what_was_finished(models, images, monkeypatch):
+    fail_above(2, KeyboardInterrupt(), monkeypatch)
+    options = dict(repeats=1, latency_repeats=1, device='cpu', progress=False, allow_noise=True)
+    assert list(sweep(models, images, **options)) == [1, 2]
+    fail_above(0, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt): sweep(models, images, **options)
+
+
+@pytest.mark.parametrize('sizes, message', [((), 'give each once'), ((4, 2), 'the smallest first'), ((8,), 'needs as many images, and there are 7'),
+                                            ((-1,), 'whole number from 1')])
+def test_sweeps_that_cannot_be(models, images, sizes, message):
+    with pytest.raises(ValueError, match=message): sweep(models, images, batch_sizes=sizes, allow_noise=True)

@@ -1,9 +1,13 @@
 "Every family of timm's plain Vision Transformers runs on both tables; everything else is refused by name."
+import shutil
+
 import pytest
 import timm
 import torch
+from torch._dynamo.utils import counters
 
-from adaptive_tokens.blocks import UnsupportedBackbone, check_backbone, check_images, embed, readout, run_block
+from adaptive_tokens.blocks import UnsupportedBackbone, check_backbone, check_images, compile_parts, embed, readout, run_block
+from adaptive_tokens.model import adapt
 from adaptive_tokens.tokens import MaskedTokens, PackedTokens
 
 FAMILIES = {
@@ -90,3 +94,47 @@ def test_not_a_number(bad):
     images = torch.zeros(2, 3, 224, 224)
     images[1, 2, 100, 7] = bad
     with pytest.raises(ValueError, match='NaN or infinity'): check_images(make(FAMILIES['deit']), images)
+
+
+# --- compiled parts
+
+@pytest.mark.parametrize('family', ['deit', 'deit3', 'qk-norm', 'scaled norms', 'no class token'])
+def test_compiled_parts_change_nothing(family, traced):
+    vit = make(FAMILIES[family])
+    model = adapt(vit, 'tome', .6).eval()
+    images = torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        plain, compiled = model(images), compile_parts(model)(images)
+        torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
+        assert counters['stats']['unique_graphs'] > 0
+        before = counters['stats']['calls_captured']
+        torch.testing.assert_close(compile_parts(model, False)(images), plain, atol=0, rtol=0)
+        assert counters['stats']['calls_captured'] == before
+
+
+def test_programs_are_shared_by_blocks_and_by_numbers_of_rows(traced):
+    vit = compile_parts(adapt(make(dict(FAMILIES['deit'], depth=6)), 'as-vit')).vit
+    programs = []
+    with torch.no_grad():
+        for n in (30, 17, 197, 5):
+            t = PackedTokens(torch.randn(2, n, 192))
+            for block in vit.blocks: t = run_block(block, t)
+            programs.append(counters['stats']['unique_graphs'])
+    assert len(set(programs)) == 1 and 3 <= programs[0] < 6  # three parts, six blocks
+
+
+def test_compiling_keeps_weights_and_names(traced):
+    vit = make(FAMILIES['deit'])
+    names, images = list(vit.state_dict()), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        plain = vit(images)
+        torch.testing.assert_close(compile_parts(vit)(images), plain, atol=1e-5, rtol=1e-5)
+        assert counters['stats']['unique_graphs'] > 0
+    assert list(vit.state_dict()) == names and list(compile_parts(vit, False).state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='no C++ compiler')
+def test_parts_through_the_real_compiler():
+    model, images = adapt(make(FAMILIES['deit']), 'as-vit', places=(1,), theta=(.005,)).eval(), torch.randn(2, 3, 224, 224)
+    with torch.inference_mode(): torch.testing.assert_close(compile_parts(model)(images), compile_parts(model, False)(images), atol=1e-4, rtol=1e-4)

@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_tokens import train
+from adaptive_tokens import devices, train
 from adaptive_tokens.cost import macs
 from adaptive_tokens.model import AdaptiveViT, adapt, calibrate, losses
 from adaptive_tokens.recipes import Recipe, make_optimizer, make_scheduler, parameter_groups, smoothed
@@ -733,3 +734,27 @@ def test_memory_of_a_masked_step_is_close_to_a_dense_one():
     rows = {row['name']: row for row in train.step_costs(models, x, torch.arange(8) % CLASSES, repeats=1)}
     assert rows['dense']['memory'] == rows['dense']['time'] == 1
     assert all(row['memory'] < 1.6 and row['time'] > 0 for row in rows.values())  # narrow: 16 wide; DeiT-S is measured apart
+
+
+# --- torch.compile
+
+@pytest.mark.parametrize('kind', ['dense', 'sparse'])
+def test_a_compiled_run_is_the_same_run(kind, traced):
+    runs = {}
+    for compiled in (False, True):
+        model = make(kind)
+        runs[compiled] = fit(model, loader(), loader(shuffle=False), epochs=1, lr=1e-3, device='cpu', progress=False, compiled=compiled)[0]
+    assert counters['stats']['unique_graphs'] > 0
+    for name in ('loss', 'macs_share', 'top1'): assert runs[True][name] == pytest.approx(runs[False][name], rel=1e-4), name
+    before = counters['stats']['unique_graphs']
+    logits(model)
+    assert counters['stats']['unique_graphs'] == before  # the model comes back as it was given
+
+
+def test_fit_names_the_missing_compiler(monkeypatch):
+    monkeypatch.setattr(devices.shutil, 'which', lambda name: None)
+    monkeypatch.setenv('CXX', 'some++')
+    model = tiny()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler 'some\+\+'"): fit(model, loader(), device='cpu', compiled=True)
+    assert torch.equal(weights(model), before)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+PROFILER = re.compile(r'^[A-Z]+:\d{4}-\d\d-\d\d .*\.cpp:\d+\].*\n?', re.M)
 HIDDEN = re.compile(r'^#\|\s*(hide|default_exp|exporti)\b', re.M)
 IMAGES = {'image/png': 'png', 'image/jpeg': 'jpg', 'image/svg+xml': 'svg'}
 PARTS = ['settings.ini', 'pyproject.toml', 'README.md', 'nbs', 'adaptive_tokens', 'docs/images']
@@ -20,12 +21,14 @@ def notebooks(root):
 
 
 def strip(path):
-    "Remove widget state: it is large, differs at each run, and upsets viewers; other renderings stay."
+    "Remove widget state (large, different at each run, upsets viewers; other renderings stay) and what torch's profiler logs."
     nb = json.loads(path.read_text(encoding='utf-8'))
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
-        for out in cell.get('outputs', []): out.get('data', {}).pop(WIDGET, None)
-        if 'outputs' in cell: cell['outputs'] = [o for o in cell['outputs'] if o.get('data') != {}]
+        for out in cell.get('outputs', []):
+            out.get('data', {}).pop(WIDGET, None)
+            if out.get('name') == 'stderr': out['text'] = PROFILER.sub('', ''.join(out['text'])).lstrip('\n')
+        if 'outputs' in cell: cell['outputs'] = [o for o in cell['outputs'] if o.get('data') != {} and o.get('text') != '']
     write(path, json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
 
 

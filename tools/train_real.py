@@ -1,16 +1,18 @@
 """Train on real images: DeiT-Tiny on Caltech-101 by all methods, and gates and thresholds on ImageNet images without labels.
 
-    python tools/train_real.py --images FOLDER            # reduced where there is no GPU: about 15 minutes on two cores
-    python tools/train_real.py --images FOLDER --full     # everything; minutes on one GPU
+    python tools/train_real.py --images FOLDER                  # everything on a GPU; reduced where there is none
+    python tools/train_real.py --images FOLDER --amount half    # an hour or two on two cores
 
 FOLDER holds caltech101_train.tar, caltech101_test.tar, imagenet_sample_1000.tar, imagenet_val_1300.tar, imagenet_wnids.txt.
-Writes benchmarks/real.json (or real_reduced.json) with curves, and the gates and thresholds for ImageNet, which are a few
-kilobytes, to benchmarks/weights/. Runs are kept in --out and gone on with if the script is started again.
+Writes benchmarks/real_full.json (or real_half.json, real_reduced.json) with curves, row by row, and in full the gates and
+thresholds for ImageNet, which are a few kilobytes, to benchmarks/weights/. Runs are kept in --out and gone on with if the
+script is started again.
 """
 import argparse
 import copy
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -23,34 +25,42 @@ from adaptive_tokens.bench import paired
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import image_loader
 from adaptive_tokens.devices import hardware, resolve_device
-from adaptive_tokens.saving import load_dense, write_text
+from adaptive_tokens.saving import write_text
 from adaptive_tokens.train import fit
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS, BUDGETS, BACKBONE = ('as-vit', 'a-vit', 'adavit'), (.65, .5), 'deit_tiny_patch16_224'
-AMOUNTS = {  # images per class, epochs of the dense model and of all after it, images of ImageNet, batches to aim at budgets by
-    'full': dict(per_class=50, test_per_class=25, dense_epochs=5, epochs=5, tune_epochs=3, sample=1000, val=1300, budgets=BUDGETS, aim=32, timed=16),
-    'reduced': dict(per_class=4, test_per_class=2, dense_epochs=2, epochs=1, tune_epochs=1, sample=96, val=300, budgets=BUDGETS[:1], aim=3, timed=1)}
-OPTIONS = {'a-vit': dict(sigma=3.)}
-RATES = {'full': (1e-4, 5e-5), 'reduced': (5e-4, 2e-4)}  # of the dense model and of all after it, per step of 32 images
-TUNING = {'as-vit': .01, 'adavit': 1e-3}  # the backbone is frozen, so the rates are those of thresholds (times .02) and gates
+METHODS, BACKBONE = ('as-vit', 'as-vit:merge', 'a-vit', 'adavit'), 'deit_tiny_patch16_224'
+AMOUNTS = {  # of Caltech-101: classes, images of each, epochs of the dense model and of all after it, learning rates of both
+    'full': dict(classes=101, per_class=50, test_per_class=25, dense_epochs=5, epochs=5, batch_size=32, rates=(1e-4, 5e-5), budgets=(.65, .5),
+                 aim=32, timed=16, sample=1000, val=1300, tune_epochs=3),  # batches to aim at budgets by, batches timed; of ImageNet
+    'half': dict(classes=101, per_class=15, test_per_class=15, dense_epochs=3, epochs=2, batch_size=16, rates=(2e-4, 1e-4), budgets=(.65, .5),
+                 aim=16, timed=8, sample=500, val=1300, tune_epochs=2),
+    'reduced': dict(classes=25, per_class=16, test_per_class=8, dense_epochs=2, epochs=1, batch_size=8, rates=(2e-4, 1e-4), budgets=(.65,),
+                    aim=8, timed=2, sample=96, val=300, tune_epochs=1)}
+OPTIONS = {'a-vit': dict(sigma=3.), 'as-vit:merge': dict(fold='merge')}
+TUNING = {'as-vit': .01, 'as-vit:merge': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02) and gates
 
 
-def few_per_class(loader, n, batch_size, training, seed=0):
-    "The first n images of each class of a loader"
+def few_per_class(loader, n, classes, batch_size, training, seed=0):
+    "The first n images of each of the first classes of a loader"
     data = loader.dataset
     taken, chosen = {}, []
     for i, label in enumerate(data.data.reader.targets.tolist()):
         taken[label] = taken.get(label, 0) + 1
-        if taken[label] <= n: chosen.append(i)
+        if label < classes and taken[label] <= n: chosen.append(i)
     return DataLoader(Subset(data, chosen), batch_size, training, num_workers=loader.num_workers, generator=torch.Generator().manual_seed(seed))
 
 
 def caltech(args, amounts, vit):
-    read = lambda part, training: image_loader(args.images/f'caltech101_{part}.tar', vit, args.batch_size, training=training,
-                                               num_workers=args.workers)
-    return (few_per_class(read('train', True), amounts['per_class'], args.batch_size, True),
-            few_per_class(read('test', False), amounts['test_per_class'], args.batch_size, False))
+    def read(part, per_class, training):
+        loader = image_loader(args.images/f'caltech101_{part}.tar', vit, training=training, num_workers=args.workers)
+        return few_per_class(loader, per_class, amounts['classes'], amounts['batch_size'], training)
+    return read('train', amounts['per_class'], True), read('test', amounts['test_per_class'], False)
+
+
+def adapted(vit, form, budget):
+    "A method by the word that tables have for it, as in as-vit:merge"
+    return at.adapt(copy.deepcopy(vit), form.partition(':')[0], budget, **OPTIONS.get(form, {}))
 
 
 @torch.no_grad()
@@ -68,37 +78,40 @@ def answers(model, loader, device):
 
 def trained(name, model, loaders, args, epochs, teacher, lr):
     "A model after `fit`, and its log; gone on with where an earlier start of the script left it"
-    rows = fit(model, *loaders, epochs=epochs, lr=lr, label_smoothing=.1, teacher=teacher, out=args.out/name, resume=True, every=20,
-               device=args.device, dtype=args.dtype, batch_size=args.batch_size)
+    rows = fit(model, *loaders, epochs=epochs, lr=lr, label_smoothing=.1, teacher=teacher, out=args.out/name.replace(':', '-'), resume=True,
+               every=20, device=args.device, dtype=args.dtype, batch_size=loaders[0].batch_size)
     print(name, {k: round(v, 3) for k, v in rows[-1].items() if k in ('loss', 'train_top1', 'top1', 'macs_share')}, flush=True)
     return model, rows
 
 
-def on_caltech(args, amounts, device):
+def on_caltech(args, amounts, device, store):
     torch.manual_seed(0)
-    vit = timm.create_model(BACKBONE, pretrained=True, num_classes=101)
-    loaders = caltech(args, amounts, vit)
-    dense, curve = trained('dense', vit, loaders, args, amounts['dense_epochs'], None, RATES[args.amount][0])
-    runs = {'dense': (dense, curve)}
+    vit = timm.create_model(BACKBONE, pretrained=True, num_classes=amounts['classes'])
+    loaders, (first, later), rows, models = caltech(args, amounts, vit), amounts['rates'], {}, {}
+    dense, curve = trained('dense', vit, loaders, args, amounts['dense_epochs'], None, first)
+    right = {'dense': answers(dense, loaders[1], device)}
     start = copy.deepcopy(dense)
-    runs['control'] = trained('control', copy.deepcopy(start), loaders, args, amounts['epochs'], start, RATES[args.amount][1])
+    control, control_curve = trained('control', copy.deepcopy(start), loaders, args, amounts['epochs'], start, later)
+    right['control'] = answers(control, loaders[1], device)
+    def note(name, model, curve):
+        hits, spent = right[name]
+        rows[name] = dict(top1=100 * hits.double().mean().item(), n=len(hits), macs_share=spent.mean().item(),
+                          gmacs=spent.mean().item() * macs(dense) / 1e9, over_control=paired(hits, right['control'][0]), curve=curve)
+        if name != 'control': models[name] = model.to('cpu')
+        store(rows)
+    note('dense', dense, curve)
+    note('control', control, control_curve)
     for budget in amounts['budgets']:
-        for method in METHODS:
-            model = at.adapt(copy.deepcopy(start), method, budget, **OPTIONS.get(method, {}))
-            name = f'{method} {budget:g}'
-            model, curve = trained(name, model, loaders, args, amounts['epochs'], start, RATES[args.amount][1])
-            if method != 'as-vit':
-                at.calibrate(model.to(device), aim(loaders, device, amounts['aim']))
-            runs[name] = model, curve
-    said = {name: answers(model, loaders[1], device) for name, (model, _) in runs.items()}
-    rows = {name: dict(top1=100 * right.double().mean().item(), n=len(right), macs_share=spent.mean().item(),
-                       gmacs=spent.mean().item() * macs(dense) / 1e9, over_control=paired(right, said['control'][0]),
-                       curve=runs[name][1]) for name, (right, spent) in said.items()}
-    models = {name: model.to('cpu') for name, (model, _) in runs.items() if name != 'control'}
+        for form in METHODS:
+            name = f'{form} {budget:g}'
+            model, curve = trained(name, adapted(start, form, budget), loaders, args, amounts['epochs'], start, later)
+            if model.method.name != 'as-vit': at.calibrate(model.to(device), aim(loaders, device, amounts['aim']))
+            right[name] = answers(model, loaders[1], device)
+            note(name, model, curve)
     images = torch.cat([x for (x, _), _ in zip(loaders[1], range(amounts['timed']))])
-    bench = at.benchmark(models, images, device=args.device, dtype=args.dtype, batch_size=args.batch_size, repeats=5)
+    bench = at.benchmark(models, images, device=args.device, dtype=args.dtype, batch_size=loaders[1].batch_size, repeats=5)
     for row in bench.rows: rows[row['name']] |= dict(speedup=row['speedup'], speedup_iqr=row['speedup_iqr'])
-    return rows
+    store(rows)
 
 
 def aim(loaders, device, n):
@@ -106,65 +119,68 @@ def aim(loaders, device, n):
     return [x.to(device) for (x, _), _ in zip(loaders[0], range(n))]
 
 
-def on_imagenet(args, amounts, device):
+def on_imagenet(args, amounts, device, store):
     "Thresholds and gates, tuned on images without labels towards the dense model's answers, the backbone frozen"
     vit = timm.create_model(BACKBONE, pretrained=True).eval().to(device)
     squash = dict(class_map=str(args.images/'imagenet_wnids.txt'), crop_mode='squash', crop_pct=1.)
-    read = lambda part, n: [b for b, _ in zip(image_loader(args.images/f'{part}.tar', vit, args.batch_size, **squash), range(-(-n // args.batch_size)))]
+    read = lambda part, n: [b for b, _ in zip(image_loader(args.images/f'{part}.tar', vit, 50, **squash), range(-(-n // 50)))]
     sample, val = read('imagenet_sample_1000', amounts['sample']), read('imagenet_val_1300', amounts['val'])
     with torch.no_grad(): beliefs = [vit(x.to(device)).softmax(1).cpu() for x, _ in sample]
     data = TensorDataset(torch.cat([x for x, _ in sample]), torch.cat(beliefs))
     dense, _ = answers(vit, val, device)
     rows = {'dense': dict(top1=100 * dense.double().mean().item(), n=len(dense))}
+    def told(model, **others):
+        right, spent = answers(model, val, device)
+        return right, dict(top1=100 * right.double().mean().item(), macs_share=spent.mean().item(),
+                           **{f'over_{name}': paired(right, other) for name, other in dict(dense=dense, **others).items()})
     for budget in amounts['budgets']:
-        for method in METHODS:
-            model = at.adapt(copy.deepcopy(vit), method, budget).to(device)
+        for form in METHODS:
+            name = f'{form} {budget:g}'
+            model = adapted(vit, form, budget).to(device)
             at.calibrate(model, [x.to(device) for x, _ in sample])
-            untrained, spent = answers(model, val, device)
-            row = rows[f'{method} {budget:g}'] = dict(untrained=dict(top1=100 * untrained.double().mean().item(), macs_share=spent.mean().item(),
-                                                                     over_dense=paired(untrained, dense)))
-            print(f'{method} {budget:g} untrained', row['untrained']['top1'], flush=True)
-            if method not in TUNING: continue  # A-ViT reads a channel of the backbone: nothing of its own is left to learn
-            model.vit.requires_grad_(False)
-            loader = DataLoader(data, args.batch_size, True, generator=torch.Generator())
-            _, curve = trained(f'imagenet {method} {budget:g}', model, (loader, None), args, amounts['tune_epochs'], None, TUNING[method])
-            at.calibrate(model, [x.to(device) for x, _ in sample])
-            tuned, spent = answers(model, val, device)
-            row['tuned'] = dict(top1=100 * tuned.double().mean().item(), macs_share=spent.mean().item(), over_dense=paired(tuned, dense),
-                                over_untrained=paired(tuned, untrained), curve=curve)
-            keep_weights(model, f'{method}-{budget:g}', args)
-    return rows
+            untrained, row = told(model)
+            rows[name] = dict(untrained=row)
+            print(name, 'untrained', row['top1'], flush=True)
+            if form in TUNING:  # A-ViT reads a channel of the backbone: nothing of its own is left to learn
+                model.vit.requires_grad_(False)
+                loader = DataLoader(data, amounts['batch_size'], True, generator=torch.Generator())
+                _, curve = trained(f'imagenet {name}', model, (loader, None), args, amounts['tune_epochs'], None, TUNING[form])
+                at.calibrate(model, [x.to(device) for x, _ in sample])
+                rows[name]['tuned'] = told(model, untrained=untrained)[1] | dict(curve=curve)
+                if args.amount == 'full': keep_weights(model, name)
+            store(rows)
 
 
-def keep_weights(model, name, args):
-    if args.amount == 'reduced': return
+def keep_weights(model, name):
     folder = ROOT/'benchmarks'/'weights'
     folder.mkdir(exist_ok=True)
+    name = name.translate(str.maketrans(': ', '--'))
     save_file({k: v.detach().cpu().contiguous() for k, v in model.method.state_dict().items()}, folder/f'imagenet-{BACKBONE}-{name}.safetensors')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=Path, default=os.environ.get('ADAPTIVE_TOKENS_IMAGES'), help='folder with the tar files')
-    parser.add_argument('--out', type=Path, default=None, help='folder for the runs (default: runs/real, or runs/real_reduced)')
-    parser.add_argument('--full', action='store_true', help='everything, also without a GPU, where it takes hours')
+    parser.add_argument('--out', type=Path, help='folder for the runs (default: runs/real_AMOUNT)')
+    parser.add_argument('--amount', choices=AMOUNTS, help='how much of it (default: full on a GPU, else reduced)')
     parser.add_argument('--parts', nargs='+', default=['caltech', 'imagenet'], choices=['caltech', 'imagenet'])
     parser.add_argument('--device', default='auto')
     parser.add_argument('--dtype', default='float32')
-    parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--workers', type=int, default=0)
     args = parser.parse_args()
     if args.images is None or not Path(args.images).is_dir(): parser.error('give --images, the folder with the tar files')
     args.images, device = Path(args.images), resolve_device(args.device)
-    args.amount = 'full' if args.full or device.type == 'cuda' else 'reduced'
-    args.out = args.out or ROOT/'runs'/('real' if args.amount == 'full' else 'real_reduced')
-    amounts, target = AMOUNTS[args.amount], ROOT/'benchmarks'/('real.json' if args.amount == 'full' else 'real_reduced.json')
+    args.amount = args.amount or ('full' if device.type == 'cuda' else 'reduced')
+    args.out = args.out or ROOT/'runs'/f'real_{args.amount}'
+    amounts, target = AMOUNTS[args.amount], ROOT/'benchmarks'/f'real_{args.amount}.json'
     stored = json.loads(target.read_text()) if target.exists() else {}
+    facts = dict(amounts=amounts, backbone=BACKBONE, dtype=args.dtype, seed=0, hardware=hardware())
+    def store(part, rows):
+        stored.update(facts | {part: rows})
+        write_text(target, json.dumps(stored, indent=1) + '\n')
     for part, run in dict(caltech=on_caltech, imagenet=on_imagenet).items():
-        if part in args.parts:
-            stored[part] = run(args, amounts, device)
-            stored |= dict(amounts=amounts, backbone=BACKBONE, batch_size=args.batch_size, dtype=args.dtype, rates=RATES[args.amount], seed=0, hardware=hardware())
-            write_text(target, json.dumps(stored, indent=1) + '\n')
+        if part not in args.parts: continue
+        run(args, amounts, device, partial(store, part))
     print(target)
 
 
