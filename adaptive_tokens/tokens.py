@@ -112,11 +112,13 @@ def attend_runs(
     bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:  # context [T, H, Dh]
     "Fused attention, one call per run of equally long images"
-    out = []
-    for start, stop, g, n in runs:
-        q_i, k_i, v_i = (z[start:stop].view(g, n, *z.shape[1:]).transpose(1, 2) for z in (q, k, v))  # [g, H, n, Dh]
-        bias_i = None if bias is None else bias[start:stop].view(g, 1, 1, n).to(q.dtype)
-        out.append(F.scaled_dot_product_attention(q_i, k_i, v_i, bias_i).transpose(1, 2).flatten(0, 1))
+    sizes, out = [stop - start for start, stop, *_ in runs], []
+    parts = zip(*(z.transpose(0, 1)[None].split(sizes, 2) for z in (q, k, v)))  # [1, H, g*n, Dh] each
+    biases = [None] * len(runs) if bias is None else bias.to(q.dtype).split(sizes)
+    for (_, _, g, n), qkv, b in zip(runs, parts, biases):
+        if g > 1: qkv = (z[0].unflatten(1, (g, n)).transpose(0, 1) for z in qkv)  # [g, H, n, Dh]
+        context = F.scaled_dot_product_attention(*qkv, None if b is None else b.view(g, 1, 1, n))
+        out.append(context.transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out) if out else torch.zeros_like(v)
 
 # %% ../nbs/00_tokens.ipynb #23e9425b

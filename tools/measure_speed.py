@@ -1,0 +1,88 @@
+"""Every method at the same multiply-adds on the same engine: batches of several sizes, with a profile of where the time goes.
+
+    python tools/measure_speed.py                                  # DeiT-T and DeiT-S, batch 32, on the CPU
+    python tools/measure_speed.py --device cuda --dtype bfloat16 --backbones deit_small --batch-sizes 1 256 1024 --compiled
+
+Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
+shows; what is finished is kept, and a second call goes on there (delete the file to begin anew). Images are digits of 224
+pixels, weights are random, so accuracy is not measured; speed does not know that. Let nothing else run meanwhile.
+"""
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+from measure_deit import RandomGates, calibrated
+
+import adaptive_tokens as at
+from adaptive_tokens.bench import benchmark, placed, where_time_goes, with_compiled
+from adaptive_tokens.data import ClutteredDigits
+from adaptive_tokens.devices import resolve_device, resolve_dtype
+from adaptive_tokens.model import AdaptiveViT
+from adaptive_tokens.saving import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXED = ('fixed-rate', 'evit', 'tome', 'dynamicvit')
+OURS = ('as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit', 'adavit')
+
+
+def adapted(vit, form, budget, images):
+    "A method at a budget; AdaViT's gates open at random, at the rates of their targets"
+    method, _, fold = form.partition(':')
+    if method == 'adavit': return AdaptiveViT(vit, RandomGates(vit, budget)).eval()
+    if not fold: return calibrated(vit, method, budget, images)
+    model = at.adapt(vit, method, budget, fold=fold).eval()
+    at.calibrate(model, [images])
+    return model
+
+
+def candidates(vit, forms, budgets, images):
+    return {'dense': vit} | {f'{form} {budget:g}': adapted(vit, form, budget, images) for budget in budgets for form in forms}
+
+
+def profiles(models, images, args):
+    "Where the time goes in each model"
+    device, dtype = resolve_device(args.device), resolve_dtype(args.dtype)
+    models, images = placed(models, device, dtype), images.to(device, dtype)
+    if args.compiled: models = with_compiled(models, 'dense', images[:1])
+    return {name: where_time_goes(model, images) for name, model in models.items()}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--backbones', nargs='+', default=['deit_tiny', 'deit_small'])
+    p.add_argument('--methods', nargs='+', default=[*FIXED, *OURS])
+    p.add_argument('--budgets', nargs='+', type=float, default=[.85, .65, .5])
+    p.add_argument('--batch-sizes', nargs='+', type=int, default=[32])
+    p.add_argument('--images', type=int, default=64, help='at least as many as the largest batch are taken')
+    p.add_argument('--repeats', type=int, default=10)
+    p.add_argument('--compiled', action='store_true', help='a compiled dense baseline, and compiled parts of the methods')
+    p.add_argument('--fall-back', action='store_true', help='let each model take the masked form where it is faster')
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--dtype', default='float32')
+    p.add_argument('--out', type=Path, help='default: benchmarks/speed_DEVICE.json')
+    args = p.parse_args()
+    out = args.out or ROOT/'benchmarks'/f'speed_{resolve_device(args.device).type}.json'
+    tables = json.loads(out.read_text()) if out.exists() else {}
+    most = max(args.images, *args.batch_sizes)
+    digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
+    for backbone in args.backbones:
+        torch.manual_seed(0)
+        vit = timm.create_model(f'{backbone}_patch16_224', num_classes=10).eval()
+        with torch.no_grad(): models = candidates(vit, args.methods, args.budgets, digits[-32:])
+        for size in args.batch_sizes:
+            key, start = f'{backbone}, batch {size}', time.time()
+            if key in tables: continue
+            table = benchmark(models, digits[:max(args.images, size)], batch_size=size, repeats=args.repeats, latency_repeats=1, device=args.device,
+                              dtype=args.dtype, compiled=args.compiled, fall_back=args.fall_back)
+            tables[key] = asdict(table)
+            tables[key]['meta']['profile'] = profiles(models, digits[:size], args)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps(tables, indent=1) + '\n')
+            print(f'{key}, {time.time() - start:.0f} s\n{table}', flush=True)
+
+
+if __name__ == '__main__': main()
