@@ -11,14 +11,15 @@ JOBS  = logical
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(OK)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help env demo test test-gpu real lab readme check export docs build clean
+.PHONY: help env demo test test-gpu bench-gpu real lab readme check export docs build clean
 .DEFAULT_GOAL = help
 
 help:
 	@echo 'make demo      run the shipped models on the embedded test images; writes demo/'
 	@echo 'make test      all notebooks and tests (ARGS=--fast leaves out what takes more than 20 s, JOBS=1 runs in one process)'
 	@echo 'make test-gpu  the tests and notebook cells that need a CUDA device'
-	@echo 'make real      train on real images, ARGS="--images FOLDER" (in 15 minutes without a GPU; --full for all of it)'
+	@echo 'make bench-gpu  every method against dense and fixed-rate models on CUDA, with profiles; writes benchmarks/speed_cuda.json'
+	@echo 'make real      train on real images, ARGS="--images FOLDER" (all on a GPU; a reduced form without; ARGS="--help" says more)'
 	@echo 'make lab       open the notebooks in JupyterLab'
 	@echo 'make export    notebooks to modules and README.md, cleaned'
 	@echo 'make readme    README.md from nbs/index.ipynb'
@@ -45,6 +46,10 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(READY)
+	$(BIN)/python tools/measure_speed.py --device cuda --dtype bfloat16 --backbones deit_small --budgets 0.65 0.5 \
+		--batch-sizes 1 256 1024 --compiled --fall-back $(ARGS)
 
 real: $(READY)
 	$(BIN)/python tools/train_real.py $(ARGS)

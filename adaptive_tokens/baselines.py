@@ -237,7 +237,7 @@ class Predictor(nn.Module):
 @register
 class DynamicViT(Fixed):
     "DynamicViT (Rao et al. 2021): a trained predictor rates the patches, a fixed share of them stays"
-    name, usual, distill_weight = 'dynamicvit', (3, 6, 9), .5
+    name, usual, distill_weight, token_weight = 'dynamicvit', (3, 6, 9), .5, .5
 
     def __init__(self, vit, budget=.65, places=None, share=None):
         super().__init__(vit, budget, places, share)

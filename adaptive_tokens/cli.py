@@ -7,10 +7,10 @@ __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'NUMBERS'
            'STYLE', 'CHECKPOINTS', 'MEANS', 'LEAD', 'LINK', 'REFUSED', 'check_folder', 'results', 'tell', 'load',
            'make_backbone', 'sample', 'find_images', 'classes_in', 'class_folders', 'with_fitting_labels', 'from_one',
            'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim',
-           'check_budgets', 'by_form', 'adapted', 'bench', 'calibrate', 'numbers_of', 'per_process', 'prepared',
-           'validation', 'unless_empty', 'train', 'conclusion', 'as_table', 'as_figure', 'as_page', 'report',
-           'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'check_file', 'shown', 'explore',
-           'say', 'main']
+           'check_budgets', 'by_form', 'adapted', 'bench', 'swept', 'calibrate', 'numbers_of', 'per_process',
+           'prepared', 'validation', 'unless_empty', 'train', 'conclusion', 'as_table', 'as_figure', 'as_page',
+           'report', 'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'check_file', 'shown',
+           'explore', 'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 # %% ../nbs/80_cli.ipynb #f74ddb00
-from .bench import Benchmark, benchmark, footnote, gather
+from .bench import Benchmark, benchmark, footnote, gather, plot_sweep, short, sweep
 from .blocks import check_backbone
 from .data import (EVAL_SPLITS, LEVELS, MEAN, STD, TRAIN_SPLITS, ClutteredDigits, digits_loader,
                                   digits_vit, image_loader, normalize)
@@ -240,6 +240,8 @@ WORK = dict(
     tracker=('NAME', 'tracker that is told of every epoch, by the name Accelerate has for it, e.g. tensorboard'),
     unreadable=(('raise', 'skip'), 'what to do with an image that cannot be decoded; e.g. skip names, counts and leaves it out'),
     compiled=('', 'use torch.compile; bench adds a row for the dense baseline compiled'),
+    fall_back=('', 'let adaptive models take the masked form at batch sizes where it is faster than packing; the table says so'),
+    sweep=('', 'also time batches of 1, 2, 4, ... images, up to --n or to what fits into memory'),
     allow_noise=('', 'time adaptive models on images that look like noise, too'),
     batch_size=('COUNT', 'images per step or timed call, e.g. 64'),
     repeats=('COUNT', 'timed passes over the images, e.g. 20; one is too few for a spread'),
@@ -390,7 +392,7 @@ FOLDERS, BY_NAME = Unset('a folder or a tar'), Unset('classes in the order of th
          'adaptive-tokens bench --backbone deit_tiny_patch16_224 --pretrained --methods as-vit:merge tome --budgets 0.8 0.65 --images photos/',
          many=('model', 'methods', 'budgets'), model=Unset('none'), backbone=Unset('the first dense --model'), pretrained=False,
          methods=Unset('none, or as-vit'), budgets=Unset('none, or 0.65'), images='digits', reader=FOLDERS,
-         split='validation', class_map=BY_NAME, n=512, compiled=False, allow_noise=False, batch_size=16, repeats=10, threads=Unset("torch's choice"),
+         split='validation', class_map=BY_NAME, n=512, compiled=False, fall_back=False, sweep=False, allow_noise=False, batch_size=16, repeats=10, threads=Unset("torch's choice"),
          workers=0, out=Unset('only the table is printed'))
 def bench(args):
     "The command `bench`: prints the table, and writes it as json and csv, figure and page if asked"
@@ -400,15 +402,28 @@ def bench(args):
         measured = find_images(args, dense, args.images, args.split, args.n)
         models = {name: dense, **models, **adapted(args, dense)}
         images, labels = with_fitting_labels(measured, dense.num_classes)
-        table = benchmark(models, images, labels, dense=name, progress=sys.stderr.isatty(),
-                          **chosen(args, 'compiled', 'allow_noise', *TIMING))
+        how = dict(dense=name, progress=sys.stderr.isatty(), **chosen(args, 'compiled', 'fall_back', 'allow_noise', *TIMING))
+        table = benchmark(models, images, labels, **how)
         tell(table)
-        if folder: report(folder, 'Benchmark', f'Measured on {len(images)} images of {args.images}.', table)
+        more = swept(models, images, how, folder) if args.sweep and not table.meta['interrupted'] else {}
+        if folder: report(folder, 'Benchmark', f'Measured on {len(images)} images of {args.images}.', table, **more)
     if args.out: tell(f"\nThe same as a page: {Path(args.out)/'index.html'}")
     if table.meta['interrupted']: raise KeyboardInterrupt
 
 
 TIMING = ('batch_size', 'repeats', 'threads', 'device', 'dtype')
+
+
+def swept(models, images, how, folder):
+    "Further table and figure for `report`: speed-up at every batch size; folder/batches/ gets the whole of it"
+    benches = sweep(models, images, out=folder and folder/'batches', **{k: v for k, v in how.items() if k != 'batch_size'})
+    cells = [['model', *(f'batch {size}' for size in benches)]]
+    for rows in zip(*(b.rows for b in benches.values())): cells.append([rows[0]['name'], *(short(r['speedup']) for r in rows)])
+    tell('\nSpeed-up over dense by batch size')
+    for line in cells: tell('  '.join(v.ljust(max(map(len, column))) for v, column in zip(line, zip(*cells))).rstrip())
+    alt = 'Two panels, speed-up over dense and images per second, against the batch size, with a line for each model.'
+    return dict(tables=[('Speed-up over dense by batch size', cells, 'Medians over repeats, at least 32 images each.')],
+                figures=[('sweep.png', plot_sweep(benches), alt, 'The same models from one image to the largest batch that fits.')])
 
 # %% ../nbs/80_cli.ipynb #083bdcb2
 @command('Aim a model at a budget without training: its knob is set so that the mean cost on some images is right.\n'

@@ -35,6 +35,7 @@ class Method(nn.Module):
     "Decides which tokens take part; subclasses give `name`, a loop over blocks, and a way to meet a budget"
     name = None
     distill_weight = 0.  # of the divergence from the dense model's logits
+    token_weight = 0.    # of the distance of the patches that are left at the end from the dense model's
     lr_scale = 1.        # learning rate of the method's own parameters, per rate of the weights
     exact = ()           # names of own tensors that stay float32 when the model changes its precision
     moving = ()          # names of own plain attributes that training changes
@@ -93,6 +94,7 @@ class Trace:
     sublayers: Tensor  # [B, L, 2] bool, attention and MLP ran
     macs: Tensor       # [B] multiply-adds of each image, everything counted; carries gradients in training
     gates: list|None = None # of each block, where a method has gates: `Gates`, with gradients in training
+    final: tuple|None = None # in training, for methods with a `token_weight`: normed tokens [B, N, D], and who is left [B, N]
 
     @cached_property
     def depth(self): return self.active.sum(1)  # [B, N] blocks each token took part in
@@ -171,7 +173,10 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
         patches = t.N - t.P
         t = self.method(self.vit.blocks, t, record)
         logits = readout(self.vit, t)
-        return (logits, record.trace(self.vit, self.method, patches)) if return_trace else logits
+        if not return_trace: return logits
+        trace = record.trace(self.vit, self.method, patches)
+        if self.training and self.method.token_weight: trace.final = self.vit.norm(t.x), t.active & ~t.is_prefix
+        return logits, trace
 
     def packs(self, B=1): return _packs(self, B)
     def config(self): return _config(self)
@@ -238,12 +243,17 @@ def losses(
     targets:Tensor,    # class numbers [B], or soft targets [B, classes]
     trace:Trace,       # of the same forward pass
     teacher:Tensor|None=None, # logits of the dense model [B, classes]
+    tokens:Tensor|None=None, # normed tokens of the dense model [B, N, D], for methods with a `token_weight`
 ) -> dict[str, Tensor]: # 'loss' is the sum of the others
-    "Cross-entropy, divergence from the teacher (AS-ViT eq. 12) and the method's own terms"
+    "Cross-entropy, divergence from the teacher (AS-ViT eq. 12), distance from its tokens (DynamicViT), and the method's own terms"
     terms = {'task': F.cross_entropy(logits.float(), targets)}
     if teacher is not None and model.method.distill_weight:
         student, teacher = logits.float().log_softmax(-1), teacher.float().log_softmax(-1)
         terms['distill'] = model.method.distill_weight * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+    if tokens is not None and trace.final is not None:
+        own, left = trace.final
+        far = (own.float() - tokens.float()).square().mean(-1) * left
+        terms['tokens'] = model.method.token_weight * (far.sum(1) / left.sum(1).clamp(min=1)).mean()
     terms |= model.method.penalties(trace, model.vit)
     return {'loss': sum(terms.values()), **terms}
 

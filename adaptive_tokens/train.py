@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'OTHER', 'NAMES', 'loss_terms', 'frozen', 'check_targets', 'judge', 'is_quiet', 'judge_all', 'evaluate',
-           'Run', 'check_finite', 'mixed', 'predictions', 'Watch', 'train_step', 'update', 'share_of', 'batches_of',
-           'train_epoch', 'check_out', 'opening_batches', 'check_length', 'ready_teacher', 'check_trackers',
-           'accelerator_on', 'check_fit', 'identity_of', 'check_identity', 'start_run', 'reseed', 'best_epoch', 'keep',
-           'keep_state', 'moving', 'full_disk', 'go_on', 'release', 'compared', 'judged', 'said_of', 'model_card',
-           'fit', 'found_state', 'prepare_run', 'train_all', 'write_cards', 'read_log', 'plot_log', 'held',
-           'step_costs', 'main']
+           'Run', 'check_finite', 'mixed', 'predictions', 'told_by', 'Watch', 'train_step', 'update', 'share_of',
+           'batches_of', 'train_epoch', 'check_out', 'opening_batches', 'check_length', 'ready_teacher',
+           'check_trackers', 'accelerator_on', 'check_fit', 'identity_of', 'check_identity', 'start_run', 'reseed',
+           'best_epoch', 'keep', 'keep_state', 'moving', 'full_disk', 'go_on', 'release', 'compared', 'judged',
+           'said_of', 'model_card', 'fit', 'found_state', 'prepare_run', 'train_all', 'write_cards', 'read_log',
+           'plot_log', 'held', 'step_costs', 'main']
 
 # %% ../nbs/50_train.ipynb #cecf2bff
 import copy
@@ -35,6 +35,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCardData
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -57,12 +58,13 @@ def loss_terms(
     targets:Tensor,  # class numbers [B], or soft targets [B, classes]
     teacher:Tensor|None=None, # a teacher's logits [B, classes]
     call=None,       # what to call in place of the model, where it has been wrapped
+    tokens:Tensor|None=None, # a teacher's normed tokens [B, N, D], for methods that learn from those, too
 ) -> tuple:          # terms by name ('loss' is their sum), logits, Trace or None
     "Forward pass and loss of one batch"
     call = model if call is None else call
     if isinstance(model, AdaptiveViT):
         logits, trace = call(images, return_trace=True)
-        return losses(model, logits, targets, trace, teacher), logits, trace
+        return losses(model, logits, targets, trace, teacher, tokens), logits, trace
     logits = call(images)
     terms = {'task': F.cross_entropy(logits.float(), targets)}
     if teacher is not None:
@@ -224,10 +226,23 @@ def predictions(
     targets:Tensor, # class numbers or soft targets on the run's device
 ) -> tuple:         # terms by name, logits, Trace or None
     "The forward pass of a step: teacher first, then the model as Accelerate has prepared it"
-    opinion = None
+    opinion = tokens = None
     if run.teacher is not None:
-        with torch.no_grad(), run.accelerator.autocast(): opinion = run.teacher(images)
-    return loss_terms(run.model, images, targets, opinion, run.call)
+        with torch.no_grad(), run.accelerator.autocast(): opinion, tokens = told_by(run.teacher, images, run.model)
+    return loss_terms(run.model, images, targets, opinion, run.call, tokens)
+
+
+def told_by(
+    teacher:nn.Module, # frozen
+    images:Tensor,     # a batch where it is
+    model:nn.Module,   # that learns from it
+) -> tuple:            # logits [B, classes]; tokens [B, N, D], or None
+    "What a teacher says; its tokens, too, where the method wants them and both have the same"
+    wants = isinstance(model, AdaptiveViT) and model.method.token_weight and isinstance(teacher, VisionTransformer)
+    def shape(vit): return vit.embed_dim, vit.patch_embed.num_patches, vit.num_prefix_tokens
+    if not wants or shape(teacher) != shape(model.vit): return teacher(images), None
+    x = teacher.forward_features(images)
+    return teacher.forward_head(x), x
 
 # %% ../nbs/50_train.ipynb #358018d8
 class Watch:

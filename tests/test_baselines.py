@@ -1,4 +1,5 @@
 "Fixed-rate methods: each against a slow loop over one image and its tokens, and what holds for all of them."
+import copy
 import importlib.util
 import json
 import os
@@ -310,6 +311,31 @@ def test_predictor_learns_its_share():
         off().backward()
         optimiser.step()
     assert off().item() < first / 4
+
+
+def test_tokens_of_the_teacher_count_for_patches_that_are_left():
+    vit, images = build(images=3, depth=4)
+    model, teacher = at.adapt(vit, 'dynamicvit', budget=.7).train(), copy.deepcopy(vit).eval()
+    torch.manual_seed(0)
+    logits, trace = model(images, return_trace=True)
+    with torch.no_grad(): tokens = teacher.forward_features(images) + 1
+    own, left = trace.final
+    assert not left[:, :vit.num_prefix_tokens].any() and torch.equal(left.sum(1), trace.counts[:, -1].long() - vit.num_prefix_tokens)
+    distances = [torch.stack([((own[b, i] - tokens[b, i])**2).mean() for i in range(own.shape[1]) if left[b, i]]).mean() for b in range(3)]
+    terms = losses(model, logits, torch.arange(3), trace, tokens=tokens)
+    torch.testing.assert_close(terms['tokens'], .5 * sum(distances) / 3)
+    assert 'tokens' not in losses(model, logits, torch.arange(3), trace)
+    terms['tokens'].backward()
+    assert model.method.predictors[0].outer[0].weight.grad.abs().sum() > 0 and vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_a_model_that_keeps_all_is_no_distance_from_itself():
+    vit, images = build(images=2, depth=4)
+    vit.eval()
+    model = at.adapt(vit, 'dynamicvit', budget=1).train()
+    vit.eval()  # no dropout, no stochastic depth
+    logits, trace = model(images, return_trace=True)
+    assert losses(model, logits, torch.arange(2), trace, tokens=vit.forward_features(images).detach())['tokens'] < 1e-9
 
 
 @settings(deadline=None, max_examples=40)

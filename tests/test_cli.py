@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import adaptive_tokens as at
 from adaptive_tokens import cli
-from adaptive_tokens.bench import Benchmark
+from adaptive_tokens.bench import Benchmark, short
 from adaptive_tokens.data import ClutteredDigits, digits_vit, normalize
 from adaptive_tokens.saving import load_dense, save_dense
 
@@ -189,6 +189,20 @@ def test_bench_of_checkpoints(run, dense, adaptive, out):
     assert {f.name for f in out.iterdir()} == PAGE and list(out.parent.iterdir()) == [out]
     page = check_page(out, 1)
     assert dense in page.text and 'device cpu' in page.text
+
+
+def test_bench_sweeps_over_batch_sizes_and_chooses_the_form(run, dense, adaptive, out):
+    code, text, err = run('bench', '--model', dense, adaptive, *FEW, '--sweep', '--fall-back', '--out', out)
+    assert code == 0 and err == '' and 'Speed-up over dense by batch size' in text
+    assert {f.name for f in out.iterdir()} == PAGE | {'batches', 'sweep.png'}
+    benches = {size: Benchmark.load(out/'batches'/f'batch_{size}.json') for size in (1, 2, 4)}
+    assert len(list((out/'batches').iterdir())) == 3
+    for size, bench in benches.items():
+        assert bench.meta['batch_size'] == size and bench.meta['n'] == 6
+        assert {form.split(' at ')[1] for form in bench.rows[1]['execution'].split(', ')} == {'1', str(size)}
+    line = next(line for line in text.splitlines()[::-1] if line.startswith(adaptive)).split()
+    assert line[1:] == [short(b.rows[1]['speedup']) for b in benches.values()]
+    check_page(out, 2)
 
 
 def test_bench_without_dense_checkpoint_takes_the_backbone(run, adaptive):

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_tokens.bench import Benchmark
+
 ROOT = Path(__file__).resolve().parent.parent
 DOT = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')
+LOGGED = 'USDT:2026-11-21 18:35:13 29896:29896 SyncActivityProfilerHandler.cpp:39] profiler_start\n'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 
@@ -46,6 +49,8 @@ def project(tmp_path):
                shown(**{WIDGET: dict(model_id='f01')}), collapsed=True),
           cell('b5', 'table', shown(**{'text/html': '<style>td {}</style>\n<table>\n\n<tr></tr></table>', 'text/plain': 'x'})),
           cell('b6', '#| echo: false\nprint(3)', dict(output_type='stream', name='stdout', text=['3\n'])),
+          cell('b7', 'profile()', dict(output_type='stream', name='stderr', text=[LOGGED, '\n'])),
+          cell('b8', 'warn()', dict(output_type='stream', name='stderr', text=['a warning\n', LOGGED])),
           widgets={'state': {}})
     return tmp_path
 
@@ -67,6 +72,7 @@ def test_export_cleans_writes_and_repeats(project):
     cells = {c['id']: c for c in nb['cells']}
     assert cells['b3']['metadata'] == dict(mystnb=dict(image=dict(alt='A "red" dot')))
     assert cells['b4']['outputs'] == [shown(**{'text/plain': '<W object>'})] and not cells['b4']['metadata']
+    assert cells['b7']['outputs'] == [] and [o['text'] for o in cells['b8']['outputs']] == ['a warning\n']
     assert b'def twice' in first['adaptive_tokens/small.py']
     tool(project, 'export')
     assert contents(project) == first
@@ -106,3 +112,37 @@ def test_a_notebook_that_is_not_json_is_an_error(project):
     tool(project, 'export')
     (project/'nbs'/'00_small.ipynb').write_text('{"cells": [')
     assert tool(project, 'export').returncode
+
+
+# --- measurements
+
+@pytest.fixture
+def measure_speed(monkeypatch):
+    "The script, called with words in this process"
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    script = __import__('measure_speed')
+    def call(*words):
+        monkeypatch.setattr(sys, 'argv', ['measure_speed.py', *map(str, words)])
+        script.main()
+    return call
+
+
+def test_speed_is_measured_and_kept_by_batch_size(measure_speed, tmp_path):
+    out = tmp_path/'speed.json'
+    words = ['--backbones', 'deit_tiny', '--methods', 'as-vit:merge', 'adavit', '--budgets', 0.65, '--images', 2, '--repeats', 1, '--out', out]
+    measure_speed(*words, '--batch-sizes', 2)
+    first = json.loads(out.read_text())
+    assert list(first) == ['deit_tiny, batch 2']
+    bench = Benchmark(**first['deit_tiny, batch 2'])
+    assert [row['name'] for row in bench.rows] == ['dense', 'as-vit:merge 0.65', 'adavit 0.65']
+    assert all(abs(row['macs_share'] - .65) < .06 for row in bench.rows[1:])
+    assert list(bench.meta['profile']) == [row['name'] for row in bench.rows]
+    measure_speed(*words, '--batch-sizes', 2, 1, '--fall-back')
+    second = json.loads(out.read_text())
+    assert list(second) == [*first, 'deit_tiny, batch 1'] and second['deit_tiny, batch 2'] == first['deit_tiny, batch 2']
+    assert 'at 1' in second['deit_tiny, batch 1']['rows'][1]['execution']
+
+
+def test_a_device_that_is_absent_is_named(measure_speed, capsys):
+    with pytest.raises(SystemExit) as end: measure_speed('--device', 'cdua')
+    assert end.value.code == 2 and 'cdua' in capsys.readouterr().err

@@ -758,3 +758,13 @@ def test_fit_names_the_missing_compiler(monkeypatch):
     before = weights(model)
     with pytest.raises(ValueError, match=r"C\+\+ compiler 'some\+\+'"): fit(model, loader(), device='cpu', compiled=True)
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize('teacher, tokens', [(tiny, True), (lambda: tiny(embed_dim=32), False), (lambda: tiny(patch_size=16), False)])
+def test_a_teacher_lends_its_tokens_where_they_fit(teacher, tokens):
+    row = fit(adapt(tiny(), 'dynamicvit', budget=.7, places=(1,)), loader(), epochs=1, lr=1e-3, teacher=teacher(), device='cpu', progress=False)[0]
+    assert ('tokens' in row) == tokens and 'distill' in row and math.isfinite(row['loss'])
+
+
+def test_no_tokens_are_asked_for_where_the_method_has_no_use_for_them():
+    assert 'tokens' not in fit(sparse(), loader(), epochs=1, lr=1e-3, teacher=tiny(), device='cpu', progress=False)[0]

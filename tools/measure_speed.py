@@ -1,7 +1,7 @@
 """Every method at the same multiply-adds on the same engine: batches of several sizes, with a profile of where the time goes.
 
     python tools/measure_speed.py                                  # DeiT-T and DeiT-S, batch 32, on the CPU
-    python tools/measure_speed.py --device cuda --dtype bfloat16 --backbones deit_small --batch-sizes 1 256 1024 --compiled
+    make bench-gpu                                                 # DeiT-S, batches of 1, 256 and 1,024, on CUDA
 
 Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
 shows; what is finished is kept, and a second call goes on there (delete the file to begin anew). Images are digits of 224
@@ -57,7 +57,7 @@ def main():
     p.add_argument('--methods', nargs='+', default=[*FIXED, *OURS])
     p.add_argument('--budgets', nargs='+', type=float, default=[.85, .65, .5])
     p.add_argument('--batch-sizes', nargs='+', type=int, default=[32])
-    p.add_argument('--images', type=int, default=64, help='at least as many as the largest batch are taken')
+    p.add_argument('--images', type=int, default=32, help='of each measurement; a batch where that is more')
     p.add_argument('--repeats', type=int, default=10)
     p.add_argument('--compiled', action='store_true', help='a compiled dense baseline, and compiled parts of the methods')
     p.add_argument('--fall-back', action='store_true', help='let each model take the masked form where it is faster')
@@ -65,7 +65,9 @@ def main():
     p.add_argument('--dtype', default='float32')
     p.add_argument('--out', type=Path, help='default: benchmarks/speed_DEVICE.json')
     args = p.parse_args()
-    out = args.out or ROOT/'benchmarks'/f'speed_{resolve_device(args.device).type}.json'
+    try: kind = resolve_device(args.device).type
+    except ValueError as e: p.error(e)
+    out = args.out or ROOT/'benchmarks'/f'speed_{kind}.json'
     tables = json.loads(out.read_text()) if out.exists() else {}
     most = max(args.images, *args.batch_sizes)
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
