@@ -1,7 +1,8 @@
 "Vision Transformers that spend compute only where an image needs it."
 import warnings
 
-from adaptive_tokens.bench import Benchmark, benchmark
+from adaptive_tokens.bench import Benchmark, benchmark, choose_execution, plot_sweep, sweep, where_time_goes
+from adaptive_tokens.blocks import compile_parts
 from adaptive_tokens.cost import macs
 from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader
 from adaptive_tokens.explorer import Explorer, explore
@@ -20,5 +21,5 @@ warnings.filterwarnings('ignore', "'adaptive_tokens.train' found in sys.modules"
 __version__ = "0.1.0"
 __all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'DynamicViT', 'EViT', 'Explorer',
            'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RandomK', 'Recipe', 'ToMe', 'Trace',
-           'adapt', 'benchmark', 'calibrate', 'create_model', 'digits_loader', 'evaluate', 'explore', 'fit', 'image_loader',
-           'macs', 'plot_log']
+           'adapt', 'benchmark', 'calibrate', 'choose_execution', 'compile_parts', 'create_model', 'digits_loader', 'evaluate',
+           'explore', 'fit', 'image_loader', 'macs', 'plot_log', 'plot_sweep', 'sweep', 'where_time_goes']

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 # %% ../nbs/80_cli.ipynb #f74ddb00
-from .bench import Benchmark, benchmark, footnote, gather, plot_sweep, short, sweep
+from .bench import Benchmark, benchmark, footnote, gather, each_size, plot_sweep, short
 from .blocks import check_backbone
 from .data import (EVAL_SPLITS, LEVELS, MEAN, STD, TRAIN_SPLITS, ClutteredDigits, digits_loader,
                                   digits_vit, image_loader, normalize)
@@ -405,25 +405,29 @@ def bench(args):
         how = dict(dense=name, progress=sys.stderr.isatty(), **chosen(args, 'compiled', 'fall_back', 'allow_noise', *TIMING))
         table = benchmark(models, images, labels, **how)
         tell(table)
-        more = swept(models, images, how, folder) if args.sweep and not table.meta['interrupted'] else {}
+        more, ended = swept(models, images, how, folder) if args.sweep and not table.meta['interrupted'] else ({}, table.meta['interrupted'])
         if folder: report(folder, 'Benchmark', f'Measured on {len(images)} images of {args.images}.', table, **more)
     if args.out: tell(f"\nThe same as a page: {Path(args.out)/'index.html'}")
-    if table.meta['interrupted']: raise KeyboardInterrupt
+    if ended: raise KeyboardInterrupt
 
 
 TIMING = ('batch_size', 'repeats', 'threads', 'device', 'dtype')
 
 
 def swept(models, images, how, folder):
-    "Further table and figure for `report`: speed-up at every batch size; folder/batches/ gets the whole of it"
-    benches = sweep(models, images, out=folder and folder/'batches', **{k: v for k, v in how.items() if k != 'batch_size'})
+    "Further table and figure for `report`, speed-up at every batch size, and whether control-C came; batch_N.json hold the whole of it"
+    benches, ended, how = {}, False, {k: v for k, v in how.items() if k != 'batch_size'}
+    try:
+        for size, bench in each_size(models, images, out=folder, **how): benches[size] = bench
+    except KeyboardInterrupt: ended = True
+    if not benches: return {}, ended
     cells = [['model', *(f'batch {size}' for size in benches)]]
     for rows in zip(*(b.rows for b in benches.values())): cells.append([rows[0]['name'], *(short(r['speedup']) for r in rows)])
     tell('\nSpeed-up over dense by batch size')
     for line in cells: tell('  '.join(v.ljust(max(map(len, column))) for v, column in zip(line, zip(*cells))).rstrip())
     alt = 'Two panels, speed-up over dense and images per second, against the batch size, with a line for each model.'
-    return dict(tables=[('Speed-up over dense by batch size', cells, 'Medians over repeats, at least 32 images each.')],
-                figures=[('sweep.png', plot_sweep(benches), alt, 'The same models from one image to the largest batch that fits.')])
+    return dict(tables=[('Speed-up over dense by batch size', cells, 'Medians over repeats.')],
+                figures=[('sweep.png', plot_sweep(benches), alt, 'The same models from one image to the largest batch.')]), ended
 
 # %% ../nbs/80_cli.ipynb #083bdcb2
 @command('Aim a model at a budget without training: its knob is set so that the mean cost on some images is right.\n'

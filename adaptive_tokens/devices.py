@@ -63,6 +63,9 @@ def check_compiler(
         raise ValueError(f'torch.compile on the CPU needs the C++ compiler {builder!r}, which is not on PATH: install it, name another by '
                          'the environment variable CXX, or leave compiled out')
     if kind == 'cuda' and not find_spec('triton'): raise ValueError('torch.compile on CUDA needs triton: install it, or leave compiled out')
+    if kind == 'cuda' and not any(map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'clang')))):
+        raise ValueError('torch.compile on CUDA needs a C compiler, and neither gcc nor clang is on PATH: install one, name another by '
+                         'the environment variable CC, or leave compiled out')
 
 # %% ../nbs/05_devices.ipynb #e79faa7b
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)

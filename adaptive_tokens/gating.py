@@ -17,7 +17,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 # %% ../nbs/20_gating.ipynb #c25afe79
-from .blocks import attention_dropout, embed, project, queries_keys_values, readout, run_block
+from .blocks import attention_dropout, embed, feed_forward, project, queries_keys_values, readout, run_block
 from .cost import head_macs, macs, stem_macs
 from .data import nearest
 from .devices import over_ranks
@@ -159,8 +159,8 @@ def open_heads(t, heads):
 # %% ../nbs/20_gating.ipynb #e5bffeef
 def gated_mlp(block, t, heads):
     "The MLP's share of the residual; with heads [B, H], the input channels of shut heads are zero (official code)"
-    z = block.norm2(t.x)
-    if heads is not None: z = z * t.of_image(heads.to(z.dtype).repeat_interleave(block.attn.head_dim, 1))
+    if heads is None: return feed_forward(block, t)
+    z = block.norm2(t.x) * t.of_image(heads.to(t.x.dtype).repeat_interleave(block.attn.head_dim, 1))
     return block.drop_path2(block.ls2(block.mlp(z)))
 
 

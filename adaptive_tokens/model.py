@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'EXECUTIONS', 'Method', 'check_budget', 'register', 'Trace', 'Gates', 'no_record', 'Recorder',
-           'AdaptiveViT', 'adapt', 'create_model', 'losses', 'calibrate', 'describe', 'check_checkpoint']
+           'AdaptiveViT', 'normed', 'adapt', 'create_model', 'losses', 'calibrate', 'describe', 'check_checkpoint']
 
 # %% ../nbs/04_model.ipynb #56277c6e
 import json
@@ -149,7 +149,7 @@ EXECUTIONS = ('auto', 'masked', 'packed')
 
 class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens', license='apache-2.0',
                   pipeline_tag='image-classification', tags=['adaptive-tokens', 'vision-transformer', 'timm']):
-    "A timm Vision Transformer whose tokens are steered by a method; eval() packs, train() masks"
+    "A timm Vision Transformer whose tokens are steered by a method; eval() packs (see `choose_execution`), train() masks"
     def __init__(self,
         vit:nn.Module,  # a timm VisionTransformer; shared, not copied
         method:Method,  # decides which tokens take part
@@ -166,7 +166,7 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
     ):                           # logits [B, classes], or (logits, Trace)
         "Classify a batch; raises ValueError for images the backbone cannot take"
         packed = self.packs(len(images))
-        check_images(self.vit, images, finite=packed)
+        check_images(self.vit, images, finite=not self.training and self.execution != 'masked')
         if packed and self.budget == 1 and not return_trace: return self.vit(images)  # nothing to decide, nothing to pack
         record = Recorder() if return_trace else no_record
         t = (PackedTokens if packed else MaskedTokens)(embed(self.vit, images), self.vit.num_prefix_tokens)
@@ -175,7 +175,7 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
         logits = readout(self.vit, t)
         if not return_trace: return logits
         trace = record.trace(self.vit, self.method, patches)
-        if self.training and self.method.token_weight: trace.final = self.vit.norm(t.x), t.active & ~t.is_prefix
+        if self.training and self.method.token_weight: trace.final = normed(self.vit, t.x), t.active & ~t.is_prefix
         return logits, trace
 
     def packs(self, B=1): return _packs(self, B)
@@ -194,6 +194,11 @@ class AdaptiveViT(nn.Module, PyTorchModelHubMixin, library_name='adaptive_tokens
     def num_classes(self): return self.vit.num_classes
     @property
     def pretrained_cfg(self): return self.vit.pretrained_cfg  # where timm looks for size, mean and std
+
+# %% ../nbs/04_model.ipynb #cdadd17a
+def normed(vit, x, last=True):
+    "Tokens behind the last norm, wherever timm has put it: in models that average patches it belongs to the head"
+    return vit.fc_norm(vit.norm(x) if last else x)
 
 # %% ../nbs/04_model.ipynb #5f76ca35
 def _packs(model, B):
@@ -272,7 +277,7 @@ def calibrate(
     try:
         with torch.no_grad(): spent = model.eval().method.calibrate(model.vit, batches, budget)
     finally: model.train(training)
-    model.method.budget = budget
+    model.method.budget, model.faster = budget, {}  # what was faster at another budget says nothing
     return spent
 
 # %% ../nbs/04_model.ipynb #41919a62

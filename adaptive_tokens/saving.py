@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'KEPT', 'staged', 'write_text', 'save_dense', 'load_dense', 'save', 'chance', 'generators', 'set_chance',
            'flat', 'nested', 'memory_of', 'remember', 'digest', 'save_state', 'states', 'read_state', 'newest_state',
-           'sweep']
+           'remove_leftovers']
 
 # %% ../nbs/46_saving.ipynb #be0607f2
 import hashlib
@@ -237,7 +237,7 @@ def newest_state(
     if found: raise ValueError(f'none of the {len(found)} states in {folder} can be read: remove {STATES}/ there and start anew')
 
 # %% ../nbs/46_saving.ipynb #66879b67
-def sweep(
+def remove_leftovers(
     folder:Path, # of a run
 ):
     "Remove what an interruption left half-written"

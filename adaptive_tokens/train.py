@@ -45,11 +45,11 @@ from .blocks import check_backbone, check_images, compile_parts
 from .cost import macs
 from .data import nearest
 from .devices import check_compiler, hardware, over_ranks, resolve_device, resolve_dtype, wait_for
-from .model import AdaptiveViT, describe, losses
+from .model import AdaptiveViT, describe, losses, normed
 from .pruning import ASViT
 from .recipes import Recipe, make_mixup, make_optimizer, make_scheduler, recipe_of, smoothed
 from .saving import (chance, load_dense, memory_of, newest_state, remember, save, save_state, set_chance, states,
-                                    sweep, write_text)
+                                    remove_leftovers, write_text)
 
 # %% ../nbs/50_train.ipynb #98d1a37e
 def loss_terms(
@@ -242,7 +242,7 @@ def told_by(
     def shape(vit): return vit.embed_dim, vit.patch_embed.num_patches, vit.num_prefix_tokens
     if not wants or shape(teacher) != shape(model.vit): return teacher(images), None
     x = teacher.forward_features(images)
-    return teacher.forward_head(x), x
+    return teacher.forward_head(x), normed(teacher, x, last=False)
 
 # %% ../nbs/50_train.ipynb #358018d8
 class Watch:
@@ -587,7 +587,7 @@ def release(
     "Give the model back as it came, in evaluation mode: Accelerate leaves its own forward and a mark on it"
     for name in ('forward', '_original_forward', '_is_accelerate_prepared'): run.model.__dict__.pop(name, None)
     if run.ema is not None: run.model.load_state_dict(run.ema.module.state_dict())
-    compile_parts(run.model, False).eval()
+    run.model.eval()
 
 # %% ../nbs/50_train.ipynb #59aea604
 def compared(
@@ -651,7 +651,7 @@ def fit(
     out:str|os.PathLike|None=None, # folder for best/, last/, log.jsonl and the state to go on from
     resume:bool=False,      # go on with the run in `out`, if there is one
     every:int=0,            # steps between states; 0: one after each epoch
-    compiled:bool=False,    # run blocks, or the token-wise parts of an adaptive model, by torch.compile
+    compiled:bool=False,    # run blocks, or the token-wise parts of an adaptive model, by torch.compile; sums round differently
     trackers:Iterable[str]=(), # to be told of every epoch, by Accelerate's names, e.g. 'tensorboard'
     device:str='auto',      # 'auto', 'cpu', 'cuda' or 'mps'
     dtype:str='float32',    # 'float32', 'bfloat16' or 'float16'
@@ -668,11 +668,13 @@ def fit(
     if compiled: check_compiler(resolve_device(device).type)
     accelerator = accelerator_on(resolve_device(device), dtype, check_trackers(trackers, out), out)
     run = prepare_run(model, (train_loader, val_loader), recipe, accelerator, teacher, found_state(out, resume), seed, dtype=dtype,
-                      compiled=compiled, progress=progress, out=out, every=every)
+                      progress=progress, out=out, every=every)
     try:
         if compiled: compile_parts(model)
         train_all(run, trackers, seed)
-    finally: release(run)
+    finally:
+        if compiled: compile_parts(model, False)
+        release(run)
     return run.rows
 
 # %% ../nbs/50_train.ipynb #2c7b7659
@@ -686,11 +688,11 @@ def found_state(
         return None
     if not resume and states(out):
         raise ValueError(f'{out} holds a run already: go on with it (resume=True), give another out, or remove the folder')
-    sweep(out)
+    remove_leftovers(out)
     return newest_state(out) if resume else None
 
 # %% ../nbs/50_train.ipynb #2cae1074
-def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype, compiled, **rest):
+def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype, **rest):
     "Everything that can be refused is, and then a run at its first step or where a state left it"
     vit, (train_loader, val_loader) = getattr(model, 'vit', model), loaders
     reseed(loaders, seed)
@@ -698,7 +700,7 @@ def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype
     check_length(train_loader)
     if val_loader is not None: opening_batches(val_loader, vit, 'val_loader', 1)
     teacher = ready_teacher(teacher, vit, opening[0][0], accelerator.device)
-    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes) | ({'compiled': True} if compiled else {})
+    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes)
     identity = identity_of(model, recipe, **same) if rest['out'] else {}
     if state is not None: check_identity(identity, state[1]['identity'], rest['out'])
     check_out(rest['out'])
@@ -749,7 +751,7 @@ def read_log(
     return rows
 
 
-PANELS = {'loss': ('loss', 'task', 'distill'), 'penalties': (), 'top-1, %': ('train_top1', 'top1'),
+PANELS = {'loss': ('loss', 'task', 'distill', 'tokens'), 'penalties': (), 'top-1, %': ('train_top1', 'top1'),
           'share of dense multiply-adds': ('train_macs_share', 'macs_share'), 'learning rate': ('lr',)}
 OTHER = {'epoch', 'step', 'seconds', 'theta', 'n', 'gmacs', 'gmacs_spread'}
 

@@ -40,7 +40,6 @@ def traced(monkeypatch):
     "torch.compile without a compiler: programs are traced, counted and differentiated, and run operator by operator."
     compiler = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **options: compiler(f, **{**options, 'backend': 'aot_eager'}))
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: setattr(self, '_compiled_call_impl', torch.compile(self._call_impl)))
     for empty in (torch._dynamo.reset, counters.clear, blocks._compiled.cache_clear): empty()
     yield
     blocks._compiled.cache_clear()

@@ -17,6 +17,7 @@ from adaptive_tokens.baselines import largest, match_pairs
 from adaptive_tokens.blocks import embed
 from adaptive_tokens.cost import class_row_macs, macs
 from adaptive_tokens.model import losses
+from adaptive_tokens.train import told_by
 from builders import spread_vit
 
 NAMES = ['fixed-rate', 'evit', 'random', 'lowest', 'tome', 'dynamicvit']
@@ -313,12 +314,15 @@ def test_predictor_learns_its_share():
     assert off().item() < first / 4
 
 
-def test_tokens_of_the_teacher_count_for_patches_that_are_left():
-    vit, images = build(images=3, depth=4)
+@pytest.mark.parametrize('options', [{}, dict(class_token=False, global_pool='avg'), dict(global_pool='avg')])
+def test_tokens_of_the_teacher_count_for_patches_that_are_left(options):
+    vit, images = build(images=3, depth=4, **options)
     model, teacher = at.adapt(vit, 'dynamicvit', budget=.7).train(), copy.deepcopy(vit).eval()
     torch.manual_seed(0)
     logits, trace = model(images, return_trace=True)
-    with torch.no_grad(): tokens = teacher.forward_features(images) + 1
+    with torch.no_grad(): tokens = told_by(teacher, images, model)[1]
+    assert tokens.mean(-1).abs().max() < 1e-5  # behind a norm
+    tokens = tokens + 1
     own, left = trace.final
     assert not left[:, :vit.num_prefix_tokens].any() and torch.equal(left.sum(1), trace.counts[:, -1].long() - vit.num_prefix_tokens)
     distances = [torch.stack([((own[b, i] - tokens[b, i])**2).mean() for i in range(own.shape[1]) if left[b, i]]).mean() for b in range(3)]
@@ -327,6 +331,17 @@ def test_tokens_of_the_teacher_count_for_patches_that_are_left():
     assert 'tokens' not in losses(model, logits, torch.arange(3), trace)
     terms['tokens'].backward()
     assert model.method.predictors[0].outer[0].weight.grad.abs().sum() > 0 and vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_tokens_behind_a_drop_in_the_last_block_and_an_image_without_any():
+    vit, images = build(images=2, depth=4)
+    model = at.adapt(vit, 'dynamicvit', budget=.7, places=(2, 4)).train()
+    logits, trace = model(images, return_trace=True)
+    own, left = trace.final
+    assert (left.sum(1) < trace.counts[:, -1]).all()
+    trace.final = own, left & torch.tensor([[True], [False]])
+    half = losses(model, logits, torch.arange(2), trace, tokens=own.detach() + 1)['tokens']
+    assert half.item() == pytest.approx(.25)  # weight 1/2, distance 1 in one image of two
 
 
 def test_a_model_that_keeps_all_is_no_distance_from_itself():

@@ -13,7 +13,7 @@ from adaptive_tokens import bench, devices
 from adaptive_tokens.bench import (Benchmark, Measured, account, benchmark, check_pictures, choose_execution, circumstances, compare, gather,
                                    halving, kind_of, paired, peak_memory, plot_sweep, quartiles, resemblance, sweep, take_turns, where_time_goes)
 from adaptive_tokens.cost import macs
-from adaptive_tokens.model import adapt
+from adaptive_tokens.model import adapt, calibrate
 
 
 def small(**changes):
@@ -530,10 +530,37 @@ def test_answers_do_not_depend_on_the_form_that_was_chosen(vit, images, faster):
     assert torch.equal(trace.active, other.active) and torch.equal(trace.macs, other.macs)
 
 
-def test_a_model_that_fails_is_left_as_it_was(vit, images):
+@pytest.mark.parametrize('execution', ['auto', 'masked'])
+def test_a_model_that_fails_is_left_as_it_was(vit, images, execution):
     model = adaptive(vit)
+    model.execution = execution
     with pytest.raises(ValueError, match='NaN'): choose_execution(model, images / 0, (1,))
+    assert model.execution == execution and model.faster == {}
+
+
+def test_control_c_is_no_measurement(monkeypatch, vit, images):
+    model, count = adaptive(vit), []
+    def seconds(call, x):
+        if len(count) == 5: raise KeyboardInterrupt
+        return count.append(call(x)) or 1.
+    monkeypatch.setattr(bench, 'seconds', seconds)
+    with pytest.raises(KeyboardInterrupt): choose_execution(model, images, (1,))
     assert model.execution == 'auto' and model.faster == {}
+
+
+def test_a_choice_holds_for_its_budget_and_its_place(models, images):
+    ours = models['ours']
+    ours.faster = {1: 'masked'}
+    made = benchmark(models, images, **quick)
+    assert made.rows[1]['execution'] is None and ours.faster == {1: 'masked'}  # copies forget it, as they may run elsewhere
+    calibrate(ours, [images], .7)
+    assert ours.faster == {}
+
+
+def test_numbers_that_are_none_are_refused_in_both_forms(vit, images):
+    model = adaptive(vit)
+    model.faster = {1: 'masked'}
+    with pytest.raises(ValueError, match='NaN'): model(images[:1] / 0)
 
 
 @pytest.mark.parametrize('sizes, message', [((), 'there are 7 images'), ((8,), r'sizes are \[8\] and there are 7 images'), ((0,), 'whole number from 1'),
@@ -561,7 +588,8 @@ def test_rows_say_which_form_was_taken(models, images, tmp_path):
     ('aten::addmm', 'matrix products'), ('aten::_scaled_dot_product_flash_attention_for_cpu', 'attention'), ('aten::gelu', 'norms, activations, sums'),
     ('aten::_softmax', 'attention'), ('aten::index_select', 'moving rows'), ('aten::cat', 'moving rows'), ('aten::gt', 'deciding'),
     ('aten::cumsum', 'deciding'), ('aten::native_layer_norm', 'norms, activations, sums'), ('aten::mkldnn_convolution', 'matrix products'),
-    ('aten::view', 'other'), ('_flash_attn_varlen_forward', 'attention'), ('triton_poi_fused_gelu_0', 'norms, activations, sums')])
+    ('aten::view', 'other'), ('_flash_attn_varlen_forward', 'attention'), ('triton_poi_fused_addmm_gelu_0', 'fused by torch.compile'),
+    ('aten::expand', 'other'), ('aten::exp', 'norms, activations, sums'), ('aten::sum', 'norms, activations, sums')])
 def test_operators_by_kind_of_work(name, kind): assert kind_of(name) == kind
 
 
@@ -578,7 +606,7 @@ def test_where_time_goes(models, images):
 def test_a_sweep_keeps_each_size(models, images, tmp_path):
     options = dict(repeats=2, latency_repeats=1, device='cpu', progress=False, allow_noise=True, least=3)
     benches = sweep(models, images, out=tmp_path, **options)
-    assert list(benches) == [1, 2, 4] and [b.meta['n'] for b in benches.values()] == [3, 3, 4]
+    assert list(benches) == [1, 2, 4] and [b.meta['n'] for b in benches.values()] == [3, 2, 4]  # whole batches
     assert {size: Benchmark.load(tmp_path/f'batch_{size}.json') for size in benches} == benches
     for ax, key in zip(plot_sweep(benches).axes, ('speedup', 'images_per_s')):
         lines = [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 3 and line.get_linestyle() != 'None']
@@ -604,7 +632,7 @@ def test_a_sweep_ends_where_memory_does(models, images, monkeypatch, tmp_path, m
 def test_an_interrupted_sweep_has_what_was_finished(models, images, monkeypatch):
     fail_above(2, KeyboardInterrupt(), monkeypatch)
     options = dict(repeats=1, latency_repeats=1, device='cpu', progress=False, allow_noise=True)
-    assert list(sweep(models, images, **options)) == [1, 2]
+    with pytest.warns(UserWarning, match='nothing beyond batch size 2'): assert list(sweep(models, images, **options)) == [1, 2]
     fail_above(0, KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt): sweep(models, images, **options)
 
@@ -613,3 +641,13 @@ def test_an_interrupted_sweep_has_what_was_finished(models, images, monkeypatch)
                                             ((-1,), 'whole number from 1')])
 def test_sweeps_that_cannot_be(models, images, sizes, message):
     with pytest.raises(ValueError, match=message): sweep(models, images, batch_sizes=sizes, allow_noise=True)
+
+
+@pytest.mark.gpu
+def test_where_time_goes_on_cuda(models, images):
+    for model in models.values():
+        told = where_time_goes(model.cuda(), images.cuda())
+        assert 0 < told['busy'] <= 1 and sum(told['shares'].values()) == pytest.approx(1)
+    masked = models['ours']
+    masked.execution = 'masked'
+    assert told['waits'] > where_time_goes(masked, images.cuda())['waits']

@@ -133,6 +133,15 @@ def test_compiling_keeps_weights_and_names(traced):
     assert list(vit.state_dict()) == names and list(compile_parts(vit, False).state_dict()) == names
 
 
+@pytest.mark.parametrize('kind', ['adaptive', 'timm'])
+def test_a_rate_of_its_own_in_every_block_is_no_reason_to_give_up(kind, traced):
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=32, embed_dim=16, num_heads=2, depth=12, drop_path_rate=.1).train()
+    model = adapt(vit, 'as-vit', .9).train() if kind == 'adaptive' else vit
+    compile_parts(model)(torch.randn(2, 3, 32, 32))
+    seen = counters['frames']
+    assert seen['ok'] == seen['total'] and counters['stats']['unique_graphs'] >= 12
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='no C++ compiler')
 def test_parts_through_the_real_compiler():

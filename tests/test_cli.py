@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import adaptive_tokens as at
 from adaptive_tokens import cli
+from adaptive_tokens import bench as bench_module
 from adaptive_tokens.bench import Benchmark, short
 from adaptive_tokens.data import ClutteredDigits, digits_vit, normalize
 from adaptive_tokens.saving import load_dense, save_dense
@@ -194,15 +195,25 @@ def test_bench_of_checkpoints(run, dense, adaptive, out):
 def test_bench_sweeps_over_batch_sizes_and_chooses_the_form(run, dense, adaptive, out):
     code, text, err = run('bench', '--model', dense, adaptive, *FEW, '--sweep', '--fall-back', '--out', out)
     assert code == 0 and err == '' and 'Speed-up over dense by batch size' in text
-    assert {f.name for f in out.iterdir()} == PAGE | {'batches', 'sweep.png'}
-    benches = {size: Benchmark.load(out/'batches'/f'batch_{size}.json') for size in (1, 2, 4)}
-    assert len(list((out/'batches').iterdir())) == 3
+    assert {f.name for f in out.iterdir()} == PAGE | {'sweep.png', 'batch_1.json', 'batch_2.json', 'batch_4.json'}
+    benches = {size: Benchmark.load(out/f'batch_{size}.json') for size in (1, 2, 4)}
     for size, bench in benches.items():
-        assert bench.meta['batch_size'] == size and bench.meta['n'] == 6
+        assert bench.meta['batch_size'] == size and bench.meta['n'] == 6 // size * size
         assert {form.split(' at ')[1] for form in bench.rows[1]['execution'].split(', ')} == {'1', str(size)}
     line = next(line for line in text.splitlines()[::-1] if line.startswith(adaptive)).split()
     assert line[1:] == [short(b.rows[1]['speedup']) for b in benches.values()]
     check_page(out, 2)
+
+
+def test_an_interrupted_sweep_writes_what_was_finished(run, dense, adaptive, out, monkeypatch):
+    real = bench_module.measure
+    def measure(models, images, size, *rest):
+        if size == 2: raise KeyboardInterrupt
+        return real(models, images, size, *rest)
+    monkeypatch.setattr(bench_module, 'measure', measure)
+    code, text, err = run('bench', '--model', dense, adaptive, *FEW, '--batch-size', 6, '--sweep', '--out', out)
+    assert code == 130 and 'batch 1' in text
+    assert {f.name for f in out.iterdir()} == PAGE | {'sweep.png', 'batch_1.json'}
 
 
 def test_bench_without_dense_checkpoint_takes_the_backbone(run, adaptive):

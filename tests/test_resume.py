@@ -16,7 +16,7 @@ import torch
 from adaptive_tokens import saving, train
 from adaptive_tokens.data import digits_loader, digits_vit
 from adaptive_tokens.model import adapt
-from adaptive_tokens.saving import newest_state, save_state, states, sweep
+from adaptive_tokens.saving import newest_state, save_state, states, remove_leftovers
 from adaptive_tokens.train import fit
 
 METHODS = ['dense', 'as-vit', 'a-vit', 'adavit']
@@ -240,7 +240,7 @@ def test_resume_of_nothing_starts_at_the_beginning(tmp_path, whole):
 def test_what_an_interruption_left_half_written_is_swept_away(tmp_path):
     for name in ('.last.abc', '.best.x', '.log.jsonl.q', 'states/.half'): (tmp_path/name).mkdir(parents=True)
     (tmp_path/'.mine').mkdir()
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert {p.name for p in tmp_path.rglob('*')} == {'.mine', 'states'}
 
 

@@ -127,7 +127,7 @@ def measure_speed(monkeypatch):
     return call
 
 
-def test_speed_is_measured_and_kept_by_batch_size(measure_speed, tmp_path):
+def test_speed_is_measured_and_kept_by_batch_size(measure_speed, tmp_path, capsys):
     out = tmp_path/'speed.json'
     words = ['--backbones', 'deit_tiny', '--methods', 'as-vit:merge', 'adavit', '--budgets', 0.65, '--images', 2, '--repeats', 1, '--out', out]
     measure_speed(*words, '--batch-sizes', 2)
@@ -137,10 +137,11 @@ def test_speed_is_measured_and_kept_by_batch_size(measure_speed, tmp_path):
     assert [row['name'] for row in bench.rows] == ['dense', 'as-vit:merge 0.65', 'adavit 0.65']
     assert all(abs(row['macs_share'] - .65) < .06 for row in bench.rows[1:])
     assert list(bench.meta['profile']) == [row['name'] for row in bench.rows]
-    measure_speed(*words, '--batch-sizes', 2, 1, '--fall-back')
+    measure_speed(*words, '--batch-sizes', 2, 1)
     second = json.loads(out.read_text())
     assert list(second) == [*first, 'deit_tiny, batch 1'] and second['deit_tiny, batch 2'] == first['deit_tiny, batch 2']
-    assert 'at 1' in second['deit_tiny, batch 1']['rows'][1]['execution']
+    with pytest.raises(SystemExit): measure_speed(*words, '--batch-sizes', 2, '--fall-back')
+    assert 'other settings' in capsys.readouterr().err and json.loads(out.read_text()) == second
 
 
 def test_a_device_that_is_absent_is_named(measure_speed, capsys):

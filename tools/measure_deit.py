@@ -51,14 +51,22 @@ def candidates(vit, budgets, images):
 
 class RandomGates(AdaViT):
     "Gates open at the rates of the targets, by a draw of each block; what the layers say is computed and not heard"
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.rates, self.draws = self.targets, {}
+
     def decide(self, l, block, t):
-        (gates, score), draw = super().decide(l, block, t), torch.Generator().manual_seed(l)
-        def opened(kind, *shape):  # the same for an image whatever batch it comes in
-            rate = self.targets[kind] if kind in self.kinds and l >= self.first(kind) else 1.
-            return (torch.rand(256, *shape, generator=draw) < rate)[:t.B].to(t.x.device)
-        rows = opened('patches', t.N).flatten()
-        return replace(gates, rows=rows.view(t.is_prefix.shape) | t.is_prefix, heads=opened('heads', self.num_heads),
-                       sublayers=opened('sublayers', 2)), score
+        (gates, score), key = super().decide(l, block, t), (l, t.x.device)
+        if len(self.draws.get(key, ())) < t.B: self.draws[key] = self.draw(l, max(256, t.B), t.N).to(t.x.device)
+        drawn = self.draws[key][:t.B]  # the same for an image whatever batch it comes in
+        patches, heads, sublayers = drawn.split([t.N, self.num_heads, 2], 1)
+        return replace(gates, rows=patches.reshape(t.is_prefix.shape) | t.is_prefix, heads=heads, sublayers=sublayers), score
+
+    def draw(self, l, images, N):
+        "One row of gates per image: patches, heads, sub-layers"
+        def rate(kind): return self.rates[kind] if kind in self.kinds and l >= self.first(kind) else 1.
+        rates = torch.cat([torch.full((n,), rate(kind)) for kind, n in zip(KINDS, (N, self.num_heads, 2))])
+        return torch.rand(images, len(rates), generator=torch.Generator().manual_seed(l)) < rates
 
 
 def gated(vit):

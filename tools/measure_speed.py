@@ -18,21 +18,22 @@ import torch
 from measure_deit import RandomGates, calibrated
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import benchmark, placed, where_time_goes, with_compiled
+from adaptive_tokens.bench import benchmark, choose_execution, placed, where_time_goes, with_compiled
 from adaptive_tokens.data import ClutteredDigits
 from adaptive_tokens.devices import resolve_device, resolve_dtype
+from adaptive_tokens.gating import KINDS
 from adaptive_tokens.model import AdaptiveViT
 from adaptive_tokens.saving import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXED = ('fixed-rate', 'evit', 'tome', 'dynamicvit')
-OURS = ('as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit', 'adavit')
+OURS = ('as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit', 'adavit', 'adavit:no-heads')
 
 
 def adapted(vit, form, budget, images):
-    "A method at a budget; AdaViT's gates open at random, at the rates of their targets"
+    "A method at a budget; AdaViT's gates open at random, at the rates of their targets, with or without those of heads"
     method, _, fold = form.partition(':')
-    if method == 'adavit': return AdaptiveViT(vit, RandomGates(vit, budget)).eval()
+    if method == 'adavit': return AdaptiveViT(vit, RandomGates(vit, budget, ('patches', 'sublayers') if fold else KINDS)).eval()
     if not fold: return calibrated(vit, method, budget, images)
     model = at.adapt(vit, method, budget, fold=fold).eval()
     at.calibrate(model, [images])
@@ -48,6 +49,9 @@ def profiles(models, images, args):
     device, dtype = resolve_device(args.device), resolve_dtype(args.dtype)
     models, images = placed(models, device, dtype), images.to(device, dtype)
     if args.compiled: models = with_compiled(models, 'dense', images[:1])
+    if args.fall_back:
+        for model in models.values():
+            if isinstance(model, AdaptiveViT): choose_execution(model, images, [len(images)])
     return {name: where_time_goes(model, images) for name, model in models.items()}
 
 
@@ -69,6 +73,7 @@ def main():
     except ValueError as e: p.error(e)
     out = args.out or ROOT/'benchmarks'/f'speed_{kind}.json'
     tables = json.loads(out.read_text()) if out.exists() else {}
+    settings = {name: getattr(args, name) for name in ('methods', 'budgets', 'images', 'repeats', 'compiled', 'fall_back', 'dtype')}
     most = max(args.images, *args.batch_sizes)
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
     for backbone in args.backbones:
@@ -77,12 +82,16 @@ def main():
         with torch.no_grad(): models = candidates(vit, args.methods, args.budgets, digits[-32:])
         for size in args.batch_sizes:
             key, start = f'{backbone}, batch {size}', time.time()
-            if key in tables: continue
+            if key in tables and tables[key]['meta']['settings'] != settings:
+                p.error(f"{out} was made with other settings ({tables[key]['meta']['settings']}): delete it, or name another --out")
+            if key in tables and 'profile' in tables[key]['meta']: continue
             table = benchmark(models, digits[:max(args.images, size)], batch_size=size, repeats=args.repeats, latency_repeats=1, device=args.device,
                               dtype=args.dtype, compiled=args.compiled, fall_back=args.fall_back)
             tables[key] = asdict(table)
-            tables[key]['meta']['profile'] = profiles(models, digits[:size], args)
+            tables[key]['meta']['settings'] = settings
             out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps(tables, indent=1) + '\n')
+            tables[key]['meta']['profile'] = profiles(models, digits[:table.meta['batch_size']], args)
             write_text(out, json.dumps(tables, indent=1) + '\n')
             print(f'{key}, {time.time() - start:.0f} s\n{table}', flush=True)
 
