@@ -48,7 +48,7 @@ def _compiled(part): return compiler(part, dynamic=True)
 
 def _run_part(part, block, rows): return (_compiled(part) if getattr(block, 'compiled', False) else part)(block, rows)
 
-
+# %% ../nbs/01_blocks.ipynb #177d31af
 def compile_parts(
     model:nn.Module, # an AdaptiveViT, whose token-wise parts are meant, or a timm model, whose blocks are; its weights stay as they are
     on:bool=True,    # False: as before

@@ -231,7 +231,7 @@ def predictions(
         with torch.no_grad(), run.accelerator.autocast(): opinion, tokens = told_by(run.teacher, images, run.model)
     return loss_terms(run.model, images, targets, opinion, run.call, tokens)
 
-
+# %% ../nbs/50_train.ipynb #fbba1cbb
 def told_by(
     teacher:nn.Module, # frozen
     images:Tensor,     # a batch where it is
