@@ -91,3 +91,15 @@ def test_readme_shows_the_tables_of_the_index():
 def test_only_what_a_cell_needs_runs():
     sources = ['import json\nfrom pathlib import Path', 'raise RuntimeError("long")', 'v = 1', "d = json.loads(Path('../benchmarks/a.json').read_text())", 'v = 2', 'd["x"] + v']
     assert slice_of(sources, 5) == [0, 3, 4, 5]
+
+
+def test_speed_stands_where_it_must():
+    "Batch 32 on two cores: AS-ViT does not fall behind the fixed rate at equal multiply-adds, and everybody is faster than dense"
+    table = json.loads((ROOT/'benchmarks'/'speed_cpu.json').read_text())['deit_small, batch 32']
+    gmacs, passes = {r['name']: r['gmacs'] for r in table['rows']}, {n: t['passes'] for n, t in table['timings'].items()}
+    assert table['meta']['batch_size'] == 32 and table['meta']['threads'] == 2
+    for budget in ('0.85', '0.65', '0.5'):
+        ours, fixed = f'as-vit {budget}', f'fixed-rate {budget}'
+        ratios = sorted(b / a * gmacs[ours] / gmacs[fixed] for a, b in zip(passes[ours], passes[fixed]))
+        assert (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2 >= .97
+    assert all(row['speedup'] > 1 for row in table['rows'][1:])

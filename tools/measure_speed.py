@@ -45,8 +45,10 @@ def candidates(vit, forms, budgets, images):
 
 
 def profiles(models, images, args):
-    "Where the time goes in each model"
+    "Where the time goes in each model at the middle budget"
     device, dtype = resolve_device(args.device), resolve_dtype(args.dtype)
+    middle = sorted(args.budgets)[len(args.budgets) // 2]
+    models = {name: model for name, model in models.items() if name == 'dense' or name.endswith(f' {middle:g}')}
     models, images = placed(models, device, dtype), images.to(device, dtype)
     if args.compiled: models = with_compiled(models, 'dense', images[:1])
     if args.fall_back:

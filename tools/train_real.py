@@ -145,7 +145,8 @@ def on_imagenet(args, amounts, device, store):
                 model.vit.requires_grad_(False)
                 loader = DataLoader(data, amounts['batch_size'], True, generator=torch.Generator())
                 _, curve = trained(f'imagenet {name}', model, (loader, None), args, amounts['tune_epochs'], None, TUNING[form])
-                at.calibrate(model, [x.to(device) for x, _ in sample])
+                if model.method.name != 'as-vit':  # whose learned thresholds it would replace
+                    at.calibrate(model, [x.to(device) for x, _ in sample])
                 rows[name]['tuned'] = told(model, untrained=untrained)[1] | dict(curve=curve)
                 if args.amount == 'full': keep_weights(model, name)
             store(rows)
