@@ -177,7 +177,7 @@ def peak_memory(
         before = torch.cuda.memory_allocated(images.device)
         model(images)
         return torch.cuda.max_memory_allocated(images.device) - before
-    if hasattr(model, '_orig_mod') or any(getattr(b, 'compiled', False) for b in getattr(model, 'vit', model).blocks): return None
+    if hasattr(model, '_orig_mod') or any(getattr(b, 'compiled', False) for b in getattr(getattr(model, 'vit', None), 'blocks', ())): return None
     with Held() as held: model(images)
     return held.peak
 
@@ -613,7 +613,7 @@ def where_time_goes(
     events, spent = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU], dict.fromkeys([*OPERATORS, 'other'], 0.)
     for e in events: spent[kind_of(e.key)] += e.self_device_time_total if cuda else e.self_cpu_time_total  # microseconds
     total = sum(spent.values())
-    told = dict(shares={kind: t / total for kind, t in spent.items()}, operators=sum(e.count for e in events if '::' in e.key) / calls)
+    told = dict(shares={kind: t / total for kind, t in spent.items() if t or kind != 'fused by torch.compile'}, operators=sum(e.count for e in events if '::' in e.key) / calls)
     waits = sum(e.count for e in events if e.key == 'cudaStreamSynchronize') / calls
     return told | (dict(busy=total / 1e6 / wall, waits=waits) if cuda else {})
 

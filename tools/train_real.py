@@ -34,7 +34,7 @@ AMOUNTS = {  # of Caltech-101: classes, images of each, epochs of the dense mode
     'full': dict(classes=101, per_class=50, test_per_class=25, dense_epochs=5, epochs=5, batch_size=32, rates=(1e-4, 5e-5), budgets=(.65, .5),
                  aim=32, timed=16, sample=1000, val=1300, tune_epochs=3),  # batches to aim at budgets by, batches timed; of ImageNet
     'half': dict(classes=101, per_class=15, test_per_class=15, dense_epochs=3, epochs=2, batch_size=16, rates=(2e-4, 1e-4), budgets=(.65,),
-                 aim=16, timed=8, sample=500, val=1300, tune_epochs=2),
+                 aim=16, timed=8, sample=200, val=1300, tune_epochs=2),
     'reduced': dict(classes=25, per_class=16, test_per_class=8, dense_epochs=2, epochs=1, batch_size=8, rates=(2e-4, 1e-4), budgets=(.65,),
                     aim=8, timed=2, sample=96, val=300, tune_epochs=1)}
 OPTIONS = {'a-vit': dict(sigma=3.), 'as-vit:merge': dict(fold='merge')}
