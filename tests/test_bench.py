@@ -389,7 +389,7 @@ def test_table_in_markdown_and_text(made):
     text = str(made).split('\n')
     assert len(text) == 4 and text[2].startswith('ours|2') and 'batch 3' in text[3] and 'images 7' in text[3]
     made.rows = [r | dict(top1=None) for r in made.rows]
-    assert 'top-1' not in str(made) and len(made.cells()[0]) == len(bench.COLUMNS) - 1
+    assert 'top-1' not in str(made) and len(made.cells()[0]) == len(bench.COLUMNS) - 2
     start = text[0].index('GMACs')
     assert [line[start - 2:start] for line in text[:3]] == ['  '] * 3
 
