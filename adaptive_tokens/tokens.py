@@ -113,7 +113,7 @@ def attend_runs(
 ) -> Tensor:  # context [T, H, Dh]
     "Fused attention, one call per run of equally long images"
     sizes, out = [stop - start for start, stop, *_ in runs], []
-    parts = zip(*(z.transpose(0, 1)[None].split(sizes, 2) for z in (q, k, v)))  # [1, H, g*n, Dh] each
+    parts = zip(*(z.transpose(0, 1)[None].split_with_sizes(sizes, 2) for z in (q, k, v)))  # [1, H, g*n, Dh] each
     biases = [None] * len(runs) if bias is None else bias.to(q.dtype).split(sizes)
     for (_, _, g, n), qkv, b in zip(runs, parts, biases):
         if g > 1: qkv = (z[0].unflatten(1, (g, n)).transpose(0, 1) for z in qkv)  # [g, H, n, Dh]
@@ -235,6 +235,7 @@ class MaskedTokens(Tokens):
     def counts(self):
         return torch.full((self.B,), float(self.N), device=self.x.device) if self.mask is None else self.mask.float().sum(1)
 
+    def add(self, lent, update, own=False): return self.put(lent + update)
     def put(self, lent):
         "Take back what `select` lent; rows that were not lent keep their value exactly"
         on = lent.mask[..., None]
@@ -270,8 +271,14 @@ class RaggedRows(Tokens):
 
     def counts(self): return self.offsets.diff().float()
     def put(self, lent): return self.replace(x=lent.x if lent.rows is None else self.x.index_copy(0, lent.rows, lent.x))
+    def add(self, lent, update, own=False):
+        "`put(lent + update)` in one pass; own: nobody else holds the rows, which may change in place where no gradient is wanted"
+        if lent.rows is None: return self + update
+        add = self.x.index_add_ if own and not torch.is_grad_enabled() else self.x.index_add
+        return self.replace(x=add(0, lent.rows, update.to(self.x.dtype)))
+
     def select(self, on): return self.keep(on)
-    def follow(self, values): return values if self.rows is None else values[self.rows]
+    def follow(self, values): return values if self.rows is None else values.index_select(0, self.rows)
     def of_image(self, values): return values[self.image]
 
     def keep(self, on): return self.part(on)[0]
@@ -288,7 +295,7 @@ class RaggedRows(Tokens):
         return self.take(order[:sum(lengths)], lengths, offsets), order[sum(lengths):]
 
     def take(self, rows, lengths, offsets):
-        kept = {name: getattr(self, name)[rows] for name in ('x', 'index', 'image', 'size') if getattr(self, name) is not None}
+        kept = {name: getattr(self, name).index_select(0, rows) for name in ('x', 'index', 'image', 'size') if getattr(self, name) is not None}
         return self.replace(**kept, rows=rows, lengths=lengths, offsets=offsets, runs=find_runs(lengths))
 
 # %% ../nbs/00_tokens.ipynb #6ff32440
@@ -371,7 +378,7 @@ def nearest_packed(
     "The most similar patch of the same image that stays"
     if not len(gone): return gone
     leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
-    f_gone, f_kept, P = f[gone], f[kept.rows], t.P
+    f_gone, f_kept, P = f.index_select(0, gone), kept.follow(f), t.P
     if f.is_cuda: at = _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
     else: at = torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
                           for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
@@ -422,7 +429,7 @@ def fold_packed(
     into, moved = place[to.clamp(min=0)], weight[gone] * (to >= 0)
     total = weight[kept.rows].index_add(0, into, moved)
     share = moved / total[into].clamp(min=1e-20)
-    step = (t.x[gone].float() - kept.x[into].float()) * share[:, None]
+    step = (t.x.index_select(0, gone).float() - kept.x.index_select(0, into).float()) * share[:, None]
     return kept.replace(x=kept.x.float().index_add(0, into, step).to(t.x.dtype), size=total if w is None else kept.size)
 
 # %% ../nbs/00_tokens.ipynb #246cc964

@@ -1,6 +1,5 @@
 "The explorer's page in a browser that may ask for nothing: keys, text, picture, themes, narrow screens, accessibility."
 import re
-from pathlib import Path
 
 import pytest
 import torch

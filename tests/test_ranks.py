@@ -1,5 +1,4 @@
 "Two processes with half of the batch each train as one with the whole of it."
-import copy
 import multiprocessing
 import os
 import socket

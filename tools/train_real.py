@@ -18,6 +18,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import adaptive_tokens as at
@@ -32,13 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS, BACKBONE = ('as-vit', 'as-vit:merge', 'a-vit', 'adavit'), 'deit_tiny_patch16_224'
 AMOUNTS = {  # of Caltech-101: classes, images of each, epochs of the dense model and of all after it, learning rates of both
     'full': dict(classes=101, per_class=50, test_per_class=25, dense_epochs=5, epochs=5, batch_size=32, rates=(1e-4, 5e-5), budgets=(.65, .5),
-                 aim=32, timed=16, sample=1000, val=1300, tune_epochs=3),  # batches to aim at budgets by, batches timed; of ImageNet
-    'half': dict(classes=101, per_class=15, test_per_class=15, dense_epochs=3, epochs=2, batch_size=16, rates=(2e-4, 1e-4), budgets=(.65,),
-                 aim=16, timed=8, sample=200, val=1300, tune_epochs=2),
+                 aim=32, timed=16, tuned=(.65, .5), sample=1000, val=1300, tune_epochs=3),  # batches to aim at budgets by, batches timed; budgets for ImageNet, its images
+    'half': dict(classes=101, per_class=15, test_per_class=15, dense_epochs=3, epochs=2, batch_size=16, rates=(2e-4, 1e-4), budgets=(.65, .5),
+                 aim=16, timed=8, tuned=(.65,), sample=1000, val=1300, tune_epochs=1),
     'reduced': dict(classes=25, per_class=16, test_per_class=8, dense_epochs=2, epochs=1, batch_size=8, rates=(2e-4, 1e-4), budgets=(.65,),
-                    aim=8, timed=2, sample=96, val=300, tune_epochs=1)}
+                    aim=8, timed=2, tuned=(.65,), sample=96, val=300, tune_epochs=1)}
 OPTIONS = {'a-vit': dict(sigma=3.), 'as-vit:merge': dict(fold='merge')}
-TUNING = {'as-vit': .01, 'as-vit:merge': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02) and gates
+TUNING = {'as-vit': .01, 'as-vit:merge': .01, 'a-vit': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02), shifts, gates
 
 
 def few_per_class(loader, n, classes, batch_size, training, seed=0):
@@ -102,6 +103,11 @@ def on_caltech(args, amounts, device, store):
     note('dense', dense, curve)
     note('control', control, control_curve)
     for budget in amounts['budgets']:
+        for form in ('as-vit', 'as-vit:merge'):  # which may do without training of their own
+            name, model = f'{form} {budget:g} on control', adapted(control, form, budget).to(device)
+            at.calibrate(model, aim(loaders, device, amounts['aim']))
+            right[name] = answers(model, loaders[1], device)
+            note(name, model, [])
         for form in METHODS:
             name = f'{form} {budget:g}'
             model, curve = trained(name, adapted(start, form, budget), loaders, args, amounts['epochs'], start, later)
@@ -133,7 +139,7 @@ def on_imagenet(args, amounts, device, store):
         right, spent = answers(model, val, device)
         return right, dict(top1=100 * right.double().mean().item(), macs_share=spent.mean().item(),
                            **{f'over_{name}': paired(right, other) for name, other in dict(dense=dense, **others).items()})
-    for budget in amounts['budgets']:
+    for budget in amounts['tuned']:
         for form in METHODS:
             name = f'{form} {budget:g}'
             model = adapted(vit, form, budget).to(device)
@@ -141,15 +147,22 @@ def on_imagenet(args, amounts, device, store):
             untrained, row = told(model)
             rows[name] = dict(untrained=row)
             print(name, 'untrained', row['top1'], flush=True)
-            if form in TUNING:  # A-ViT reads a channel of the backbone: nothing of its own is left to learn
-                model.vit.requires_grad_(False)
-                loader = DataLoader(data, amounts['batch_size'], True, generator=torch.Generator())
-                _, curve = trained(f'imagenet {name}', model, (loader, None), args, amounts['tune_epochs'], None, TUNING[form])
-                if model.method.name != 'as-vit':  # whose learned thresholds it would replace
-                    at.calibrate(model, [x.to(device) for x, _ in sample])
-                rows[name]['tuned'] = told(model, untrained=untrained)[1] | dict(curve=curve)
-                if args.amount == 'full': keep_weights(model, name)
+            model.vit.requires_grad_(False)
+            if form == 'a-vit': learn_shifts(model.method)
+            loader = DataLoader(data, amounts['batch_size'], True, generator=torch.Generator())
+            _, curve = trained(f'imagenet {name}', model, (loader, None), args, amounts['tune_epochs'], None, TUNING[form])
+            if model.method.name != 'as-vit':  # whose learned thresholds it would replace
+                at.calibrate(model, [x.to(device) for x, _ in sample])
+            rows[name]['tuned'] = told(model, untrained=untrained)[1] | dict(curve=curve)
+            if args.amount == 'full': keep_weights(model, name)
             store(rows)
+
+
+def learn_shifts(method):
+    "A-ViT reads a channel of the frozen backbone; what it can learn is where on it the line lies, block by block"
+    shifts = method.beta
+    del method.beta
+    method.beta = nn.Parameter(shifts)
 
 
 def keep_weights(model, name):
