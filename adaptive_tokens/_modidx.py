@@ -163,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'adaptive_tokens.blocks._compiled': ('blocks.html#_compiled', 'adaptive_tokens/blocks.py'),
                                         'adaptive_tokens.blocks._mlp': ('blocks.html#_mlp', 'adaptive_tokens/blocks.py'),
                                         'adaptive_tokens.blocks._odd_part': ('blocks.html#_odd_part', 'adaptive_tokens/blocks.py'),
+                                        'adaptive_tokens.blocks._qkv': ('blocks.html#_qkv', 'adaptive_tokens/blocks.py'),
                                         'adaptive_tokens.blocks._run_part': ('blocks.html#_run_part', 'adaptive_tokens/blocks.py'),
                                         'adaptive_tokens.blocks.attention_dropout': ( 'blocks.html#attention_dropout',
                                                                                       'adaptive_tokens/blocks.py'),

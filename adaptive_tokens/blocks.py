@@ -19,12 +19,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from .tokens import MaskedTokens, PackedTokens, Tokens
 
 # %% ../nbs/01_blocks.ipynb #7c442f49
-def _before(block, x):
+def _before(block, x): return _qkv(block, block.norm1(x))
+
+
+def _qkv(block, normed):
     attn = block.attn
-    q, k, v = attn.qkv(block.norm1(x)).view(*x.shape[:-1], 3, attn.num_heads, attn.head_dim).unbind(-3)
+    q, k, v = attn.qkv(normed).view(*normed.shape[:-1], 3, attn.num_heads, attn.head_dim).unbind(-3)
     return attn.q_norm(q), attn.k_norm(k), v
 
-
+# %% ../nbs/01_blocks.ipynb #1b655d40
 def _after(block, context):
     attn = block.attn
     return block.drop_path1(block.ls1(attn.proj_drop(attn.proj(attn.norm(context.flatten(-2))))))
@@ -67,9 +70,10 @@ PIECE = 1024  # rows: of 256 to 4,096, the fastest for DeiT-T and DeiT-S
 def queries_keys_values(
     block:Block, # a timm block
     t:Tokens,    # either table
+    normed:Tensor|None=None, # its rows behind the block's first norm, where they are known already [..., D]
 ) -> tuple[Tensor, Tensor, Tensor]: # q, k, v, each [..., H, Dh]
     "Normed rows projected to queries, keys and values, with the block's own query and key norms"
-    return _run_part(_before, block, t.x)
+    return _run_part(_before, block, t.x) if normed is None else _run_part(_qkv, block, normed)
 
 
 def project(

@@ -53,9 +53,9 @@ def usage_loss(
 FORMS = 'full', 'partial'
 
 
-def masked_heads(block, t, heads, form):
+def masked_heads(block, t, heads, form, normed=None):
     "Attention's update where every head is computed and a gate [B, H] decides what counts"
-    q, k, v = queries_keys_values(block, t)
+    q, k, v = queries_keys_values(block, t, normed)
     context, M = t.attend(q, k, v, attention_dropout(block)), heads[:, None, :, None].to(v.dtype)
     return project(block, M*context + (1 - M)*v if form == 'partial' else M*context)
 
@@ -152,11 +152,12 @@ def gated_heads(
     t:Tokens,        # either table
     heads:Tensor,    # open heads of each image [B, H]
     form:str,        # 'full' or 'partial'
+    normed:Tensor|None=None, # rows behind the block's first norm, where they are known already [..., D]
 ) -> Tensor:         # update of the rows
     "Attention's share of the residual, from the open heads alone"
-    if isinstance(t, MaskedTokens): return masked_heads(block, t, heads, form)
-    if heads.all(): return project(block, t.attend(*queries_keys_values(block, t)))
-    attn, x = block.attn, block.norm1(t.x)
+    if isinstance(t, MaskedTokens): return masked_heads(block, t, heads, form, normed)
+    if heads.all(): return project(block, t.attend(*queries_keys_values(block, t, normed)))
+    attn, x = block.attn, block.norm1(t.x) if normed is None else normed
     if x.is_cuda: y = heads_by_head(attn, x, t, heads, form)
     else: y = (partial_heads if form == 'partial' else full_heads)(attn, x, t, heads)
     return block.drop_path1(block.ls1(attn.proj_drop(y)))
@@ -175,15 +176,17 @@ def gated_block(
     gates:Gates,     # what is open
     form:str='full', # of shut heads
     mask_mlp:bool=False, # shut heads blank their channels before the MLP, too
+    normed:Tensor|None=None, # rows behind the block's first norm, where they are known already [..., D]
 ) -> Tokens:         # the same table after the block
     "One block, computed for what is open"
     attention, mlp = gates.sublayers.unbind(1)
     seen = gates.heads if mask_mlp else None
     lent = t.select(gates.rows * t.of_image(attention))
+    update = gated_heads(block, lent, gates.heads, form, None if normed is None else lent.follow(normed))
     if gates.sublayers.dtype == torch.bool and bool((attention == mlp).all()):
-        lent = lent + gated_heads(block, lent, gates.heads, form)
+        lent = lent + update
         return t.put(lent + gated_mlp(block, lent, seen))
-    t = t.add(lent, gated_heads(block, lent, gates.heads, form))
+    t = t.add(lent, update)
     lent = t.select(gates.rows * t.of_image(mlp))
     return t.add(lent, gated_mlp(block, lent, seen), own=True)
 
@@ -243,12 +246,17 @@ class AdaViT(Method):
 
     def forward(self, blocks, t, record=no_record):
         for l, block in enumerate(blocks):
-            gates, score = self.decide(l, block, t) if self.budget < 1 else (None, None)
+            if self.budget == 1:
+                record(t)
+                t = run_block(block, t)
+                continue
+            normed = block.norm1(t.x)
+            gates, score = self.decide(l, t, normed)
             record(t, score, gates)
-            t = gated_block(block, t, gates, self.form, self.mask_mlp) if gates else run_block(block, t)
+            t = gated_block(block, t, gates, self.form, self.mask_mlp, normed)
         return t
 
-    def decide(self, l, block, t): return _decide(self, l, block, t)
+    def decide(self, l, t, normed): return _decide(self, l, t, normed)
     def logits(self, kind, l, x): return self.layers[kind][l - self.first(kind)](x).float()
     def macs(self, vit, counts, patches, heads=None, sublayers=None): return _spent(self, vit, counts, patches, heads, sublayers)
     def penalties(self, trace, vit): return _penalties(self, trace, vit)
@@ -291,13 +299,13 @@ def everything(method, t):
     return Gates(torch.ones_like(t.is_prefix), ones(method.num_heads), ones(2))
 
 
-def _decide(method, l, block, t):
-    "Gates of block l, and the probability of each patch as its score"
+def _decide(method, l, t, normed):
+    "Gates of block l from its rows and its normed rows, and the probability of each patch as its score"
     gates, score, toss = everything(method, t), None, lambda m: gate(m, method.tau, method.training)
     token = t.prefix()[:, 0]
     for kind in method.kinds:
         if l < method.first(kind): continue
-        m = method.logits(kind, l, block.norm1(t.x) if kind == 'patches' else token)
+        m = method.logits(kind, l, normed if kind == 'patches' else token)
         if kind == 'patches':
             rows, score = toss(m[..., 0]), m[..., 0].sigmoid()
             gates.rows = torch.where(t.is_prefix, torch.ones_like(rows), rows)

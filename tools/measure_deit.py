@@ -55,8 +55,8 @@ class RandomGates(AdaViT):
         super().__init__(*args, **options)
         self.rates, self.draws = self.targets, {}
 
-    def decide(self, l, block, t):
-        (gates, score), key = super().decide(l, block, t), (l, t.x.device)
+    def decide(self, l, t, normed):
+        (gates, score), key = super().decide(l, t, normed), (l, t.x.device)
         if len(self.draws.get(key, ())) < t.B: self.draws[key] = self.draw(l, max(256, t.B), t.N).to(t.x.device)
         drawn = self.draws[key][:t.B]  # the same for an image whatever batch it comes in
         patches, heads, sublayers = drawn.split([t.N, self.num_heads, 2], 1)
