@@ -180,11 +180,12 @@ def main():
     parser.add_argument('--parts', nargs='+', default=['caltech', 'imagenet'], choices=['caltech', 'imagenet'])
     parser.add_argument('--device', default='auto')
     parser.add_argument('--dtype', default='float32')
-    parser.add_argument('--workers', type=int, default=0)
+    parser.add_argument('--workers', type=int, help='processes that read images (default: one per core but one on a GPU, else 0)')
     args = parser.parse_args()
     if args.images is None or not Path(args.images).is_dir(): parser.error('give --images, the folder with the tar files')
     args.images, device = Path(args.images), resolve_device(args.device)
     args.amount = args.amount or ('full' if device.type == 'cuda' else 'reduced')
+    if args.workers is None: args.workers = (os.cpu_count() or 1) - 1 if device.type == 'cuda' else 0
     args.out = args.out or ROOT/'runs'/f'real_{args.amount}'
     amounts, target = AMOUNTS[args.amount], ROOT/'benchmarks'/f'real_{args.amount}.json'
     stored = json.loads(target.read_text()) if target.exists() else {}
