@@ -242,4 +242,4 @@ def remove_leftovers(
 ):
     "Remove what an interruption left half-written"
     for part in (*(Path(folder)/STATES).glob('.*'), *(p for name in ('last', 'best', 'log.jsonl') for p in Path(folder).glob(f'.{name}.*'))):
-        if part.is_dir(): shutil.rmtree(part)
+        if part.is_dir(): shutil.rmtree(part, ignore_errors=True)  # another process of the run may be quicker

@@ -667,6 +667,7 @@ def fit(
     out = None if out is None else Path(out)
     if compiled: check_compiler(resolve_device(device).type)
     accelerator = accelerator_on(resolve_device(device), dtype, check_trackers(trackers, out), out)
+    accelerator.wait_for_everyone()  # until nobody writes what `found_state` looks for
     run = prepare_run(model, (train_loader, val_loader), recipe, accelerator, teacher, found_state(out, resume), seed, dtype=dtype,
                       progress=progress, out=out, every=every)
     try:
