@@ -66,7 +66,7 @@ def mask_gradient(
     w = logits.sub_(top[..., None]).clamp_(max=20).exp_()
     itself = (own - top).exp()
     total = (w @ living.mT.to(w.dtype))[..., 0] + itself * (1 - living[:, :, 0].to(w.dtype))  # the dead see themselves, too
-    g, v = g.float(), v.float()
+    g, v, context = g.float(), v.float(), context.float()
     g_c = torch.cat([g, (g * context).sum(-1, keepdim=True)], -1) / total[..., None]  # [B, H, N, Dh + 1]
     pulled = w.mT @ g_c - itself[..., None] * g_c
     return ((v * pulled[..., :-1]).sum(-1) - pulled[..., -1]).sum(1)
