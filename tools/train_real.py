@@ -37,7 +37,7 @@ AMOUNTS = {  # of Caltech-101: classes, images of each, epochs of the dense mode
     'half': dict(classes=101, per_class=15, test_per_class=15, dense_epochs=3, epochs=2, batch_size=16, rates=(2e-4, 1e-4), budgets=(.65, .5),
                  aim=16, timed=8, tuned=(.65,), sample=1000, val=1300, tune_epochs=1),
     'reduced': dict(classes=25, per_class=16, test_per_class=8, dense_epochs=2, epochs=1, batch_size=8, rates=(2e-4, 1e-4), budgets=(.65,),
-                    aim=8, timed=2, tuned=(.65,), sample=96, val=300, tune_epochs=1)}
+                    aim=8, timed=2, tuned=(.65,), sample=96, val=200, tune_epochs=1)}
 AIMED = 4  # batches of 50 ImageNet images that budgets are met on
 OPTIONS = {'a-vit': dict(sigma=3.), 'as-vit:merge': dict(fold='merge')}
 TUNING = {'as-vit': .01, 'as-vit:merge': .01, 'a-vit': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02), shifts, gates
