@@ -40,7 +40,7 @@ AMOUNTS = {  # of Caltech-101: classes, images of each, epochs of the dense mode
                     aim=8, timed=2, tuned=(.65,), sample=96, val=200, tune_epochs=1)}
 AIMED = 4  # batches of 50 ImageNet images that budgets are met on
 OPTIONS = {'a-vit': dict(sigma=3.), 'as-vit:merge': dict(fold='merge')}
-TUNING = {'as-vit': .01, 'as-vit:merge': .01, 'a-vit': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02), shifts, gates
+TUNING = {'as-vit': .01, 'a-vit': .01, 'adavit': 1e-3}  # the backbone is frozen: rates of thresholds (times .02), shifts, gates
 
 
 def few_per_class(loader, n, classes, batch_size, training, seed=0):
@@ -142,7 +142,7 @@ def on_imagenet(args, amounts, device, store):
         return right, dict(top1=100 * right.double().mean().item(), macs_share=spent.mean().item(),
                            **{f'over_{name}': paired(right, other) for name, other in dict(dense=dense, **others).items()})
     for budget in amounts['tuned']:
-        for form in METHODS:
+        for form in TUNING:
             name = f'{form} {budget:g}'
             model = adapted(vit, form, budget).to(device)
             at.calibrate(model, aimed)
