@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['masked_softmax', 'with_diagonal', 'MaskSlope', 'mask_gradient', 'masked_attention', 'find_runs', 'attend_runs',
-           'attention_route', 'ragged_attention', 'class_row_runs', 'class_row_segments', 'Tokens', 'MaskedTokens',
-           'RaggedRows', 'PackedTokens', 'nearest_masked', 'nearest_packed', 'fold_masked', 'fold_packed']
+           'attention_route', 'ragged_attention', 'class_row', 'Tokens', 'MaskedTokens', 'RaggedRows', 'PackedTokens',
+           'nearest_masked', 'nearest_packed', 'fold_masked', 'fold_packed']
 
 # %% ../nbs/00_tokens.ipynb #51a93b1a
 from importlib.util import find_spec
@@ -150,37 +150,22 @@ def ragged_attention(
     return attend_runs(q, k, v, runs, bias)
 
 # %% ../nbs/00_tokens.ipynb #cca799e4
-def class_row_runs(
-    q:Tensor, # queries [T, H, Dh]
-    k:Tensor, # keys [T, H, Dh]
-    runs:list, # from `find_runs`
-    bias:Tensor|None=None, # added to the logits of each key [T]
-) -> Tensor:  # class attention [T, H], float32
-    "How the first token of each image attends to all its tokens, run by run"
-    out = []
-    for start, stop, g, n in runs:
-        q_c, k_i = q[start:stop:n].float(), k[start:stop].float().view(g, n, *k.shape[1:])
-        logits = (k_i * q_c[:, None]).sum(-1) * q.shape[-1]**-.5  # [g, n, H]
-        if bias is not None: logits = logits + bias[start:stop].view(g, n, 1)
-        out.append(logits.softmax(1).flatten(0, 1))
-    return out[0] if len(out) == 1 else torch.cat(out) if out else q.new_zeros(q.shape[:2], dtype=torch.float32)
-
-
-def class_row_segments(
+def class_row(
     q:Tensor,     # queries [T, H, Dh]
     k:Tensor,     # keys [T, H, Dh]
     image:Tensor, # image of each row [T]
     offsets:Tensor, # first row of each image, and T [B+1]
     bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:      # class attention [T, H], float32
-    "The same by segment sums: a fixed number of kernels however ragged the batch"
-    first, B = offsets[:-1].clamp(max=max(len(q) - 1, 0)), len(offsets) - 1
-    logits = (q[first][image].float() * k.float()).sum(-1) * q.shape[-1]**-.5  # [T, H]
+    "How the first token of each image attends to all its tokens"
+    if not len(q): return q.new_zeros(q.shape[:2], dtype=torch.float32)
+    each = lambda z: z.index_select(0, image)
+    first = offsets[:-1].clamp(max=len(q) - 1)  # of an emptied image a row of another, for which nobody asks
+    logits = (each(q.index_select(0, first).float()) * k.float()).sum(-1) * q.shape[-1]**-.5  # [T, H]
     if bias is not None: logits = logits + bias[:, None]
-    owner = image[:, None].expand_as(logits)
-    top = logits.new_full((B, logits.shape[1]), float('-inf')).scatter_reduce(0, owner, logits.detach(), 'amax')
-    e = (logits - top[image]).exp()
-    return e / torch.zeros_like(top).index_add(0, image, e)[image]
+    none = logits.new_full((len(first), logits.shape[1]), float('-inf'))
+    e = (logits - each(none.scatter_reduce(0, image[:, None].expand_as(logits), logits.detach(), 'amax'))).exp()
+    return e / each(torch.zeros_like(none).index_add(0, image, e))
 
 # %% ../nbs/00_tokens.ipynb #d13c574d
 class Tokens:
@@ -309,8 +294,7 @@ class PackedTokens(RaggedRows):
         return ragged_attention(q, k, v, self.runs, self.offsets, max(self.lengths, default=0), self.bias())
 
     def class_attention(self, q, k):
-        if q.is_cuda and len(self.runs) > 1: return class_row_segments(q, k, self.image, self.offsets, self.bias())
-        return class_row_runs(q, k, self.runs, self.bias())
+        return class_row(q, k, self.image, self.offsets, self.bias())
 
     def bias(self): return None if self.size is None else self.size.log()
     @property
