@@ -48,7 +48,7 @@ test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench-gpu: $(READY)
-	$(BIN)/python tools/measure_speed.py --device cuda --dtype bfloat16 --backbones deit_small --budgets 0.65 0.5 \
+	$(BIN)/python tools/measure_speed.py --device cuda --dtype bfloat16 --budgets 0.65 0.5 --repeats 10 \
 		--batch-sizes 1 256 1024 --compiled --fall-back $(ARGS)
 
 real: $(READY)

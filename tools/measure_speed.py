@@ -1,6 +1,6 @@
 """Every method at the same multiply-adds on the same engine: batches of several sizes, with a profile of where the time goes.
 
-    python tools/measure_speed.py                                  # DeiT-T and DeiT-S, batch 32, on the CPU
+    python tools/measure_speed.py                                  # DeiT-S, batch 32, on the CPU
     make bench-gpu                                                 # DeiT-S, batches of 1, 256 and 1,024, on CUDA
 
 Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
@@ -59,12 +59,12 @@ def profiles(models, images, args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--backbones', nargs='+', default=['deit_tiny', 'deit_small'])
+    p.add_argument('--backbones', nargs='+', default=['deit_small'])
     p.add_argument('--methods', nargs='+', default=[*FIXED, *OURS])
     p.add_argument('--budgets', nargs='+', type=float, default=[.85, .65, .5])
     p.add_argument('--batch-sizes', nargs='+', type=int, default=[32])
     p.add_argument('--images', type=int, default=32, help='of each measurement; a batch where that is more')
-    p.add_argument('--repeats', type=int, default=10)
+    p.add_argument('--repeats', type=int, default=20)
     p.add_argument('--compiled', action='store_true', help='a compiled dense baseline, and compiled parts of the methods')
     p.add_argument('--fall-back', action='store_true', help='let each model take the masked form where it is faster')
     p.add_argument('--device', default='cpu')
