@@ -18,5 +18,5 @@ setup(
                  *(f'Programming Language :: Python :: 3.{m}' for m in [*minors, minors.stop])],
     packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['static/*', 'checkpoints/**']},
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require=dict(dev=cfg['dev_requirements'].split(), tensorboard=['tensorboard']),
+    extras_require=dict(dev=cfg['dev_requirements'].split(), native=['ninja'], tensorboard=['tensorboard']),
     entry_points=dict(console_scripts=cfg['console_scripts'].split()), zip_safe=False)

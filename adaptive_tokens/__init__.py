@@ -9,6 +9,7 @@ from adaptive_tokens.explorer import Explorer, explore
 from adaptive_tokens.gating import AdaViT
 from adaptive_tokens.halting import AViT
 from adaptive_tokens.model import AdaptiveViT, Method, Trace, adapt, calibrate, create_model
+from adaptive_tokens.native import compile_loops
 from adaptive_tokens.pruning import ASViT
 from adaptive_tokens.baselines import DynamicViT, EViT, FixedRate, LowestK, RandomK, ToMe
 from adaptive_tokens.recipes import Recipe
@@ -21,5 +22,5 @@ warnings.filterwarnings('ignore', "'adaptive_tokens.train' found in sys.modules"
 __version__ = "0.1.0"
 __all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'DynamicViT', 'EViT', 'Explorer',
            'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RandomK', 'Recipe', 'ToMe', 'Trace',
-           'adapt', 'benchmark', 'calibrate', 'choose_execution', 'compile_parts', 'create_model', 'digits_loader', 'evaluate',
+           'adapt', 'benchmark', 'calibrate', 'choose_execution', 'compile_loops', 'compile_parts', 'create_model', 'digits_loader', 'evaluate',
            'explore', 'fit', 'image_loader', 'macs', 'plot_log', 'plot_sweep', 'sweep', 'where_time_goes']

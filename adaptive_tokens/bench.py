@@ -44,6 +44,8 @@ from .blocks import check_backbone, check_images, compile_parts, compiler
 from .cost import macs
 from .devices import check_compiler, hardware, resolve_device, resolve_dtype, wait_for
 from .model import AdaptiveViT
+from .native import cpp_loops
+from .tokens import NATIVE
 
 # %% ../nbs/60_bench.ipynb #8f49cd94
 def resemblance(
@@ -270,7 +272,7 @@ def footnote(
     told = dict(batch='batch_size', images='n', repeats='repeats', device='device', gpu='gpu', cpu='cpu', threads='threads',
                 dtype='dtype', torch='torch', timm='timm', commit='commit', date='date')
     said = ', '.join(f'{word} {meta[key]}' for word, key in told.items() if meta.get(key) is not None)
-    return f'Medians [quartiles]; GMACs: mean ± deviation over images; {said}.'
+    return f"Medians [quartiles]; GMACs: mean ± deviation over images; {said}{', loops in C++' * bool(meta.get('native'))}."
 
 # %% ../nbs/60_bench.ipynb #a7c0e8da
 METHOD_COLOURS = {'dense': '#000000', 'as-vit': '#0072B2', 'as-vit:merge': '#332288', 'as-vit:fuse': '#2A8C7C', 'a-vit': '#D55E00', 'adavit': '#009E73', 'fixed-rate': '#CC79A7',
@@ -587,9 +589,9 @@ def choose_execution(
     return told
 
 # %% ../nbs/60_bench.ipynb #02e50122
-OPERATORS = {'fused by torch.compile': r'^triton|Compiled', 'attention': r'attention|flash|fmha|softmax|varlen', 'matrix products': r'addmm|::b?mm|baddbmm|gemm|linear|convolution|conv2d',
+OPERATORS = {'fused by torch.compile': r'^triton|Compiled', 'attention': r'attention|flash|fmha|softmax|varlen|attend|open_heads', 'matrix products': r'addmm|::b?mm|baddbmm|gemm|linear|convolution|conv2d',
         'moving rows': r'index|gather|scatter|::cat|copy_|clone|repeat|nonzero|fill|zero_',
-        'deciding': r'sort|cumsum|::[gl][te]$|topk|argmax|amax|bitwise|logical|where',
+        'deciding': r'nearest|sort|cumsum|::[gl][te]$|topk|argmax|amax|bitwise|logical|where',
         'norms, activations, sums': r'layer_norm|gelu|::add|::mul|::sub|::div|::exp_?$|norm|::sum|::mean'}
 
 
@@ -665,6 +667,7 @@ def benchmark(
     device:str='auto',       # 'cpu', 'cuda', 'mps' or 'auto'
     dtype:str='float32',     # or 'bfloat16', 'float16': weights and images
     threads:int|None=None,   # CPU threads; None: as they are
+    native:bool=False,       # loops over images in C++ (`compile_loops`), which serve adaptive models on a CPU
     compiled:bool=False,     # torch.compile: one more row, the dense baseline, and the token-wise parts of adaptive models
     fall_back:bool=False,    # let adaptive models take the masked form where it is faster; rows say which was taken
     allow_noise:bool=False,  # time adaptive models on images that look like noise, too
@@ -678,12 +681,13 @@ def benchmark(
     check_data(models, images, labels)
     if not allow_noise and any(isinstance(model, AdaptiveViT) for model in models.values()): check_pictures(images)
     models, images = placed(models, device, dtype), images.to(device, dtype)
-    with thread_count(threads):
+    with thread_count(threads), cpp_loops(native and device.type == 'cpu'):
         if compiled: models = with_compiled(models, dense, images[:1])
         fitted, parts = halving(lambda size: measure(models, images, size, repeats, latency_repeats, progress, fall_back), batch_size)
         done = len(parts['passes'][dense])
         meta = circumstances(device, dtype, batch_size=fitted, n=len(images), image_size=list(images.shape[2:]), repeats=done,
-                             latency_repeats=latency_repeats, dense=dense, compiled=compiled, interrupted=done < repeats)
+                             latency_repeats=latency_repeats, dense=dense, native=bool(NATIVE) and device.type == 'cpu', compiled=compiled,
+                             interrupted=done < repeats)
     if done < repeats: warnings.warn(f'interrupted after {done} of {repeats} passes: the rows stand on those', stacklevel=2)
     return summary(models, labels, **parts, meta=meta)
 

@@ -240,6 +240,7 @@ WORK = dict(
     tracker=('NAME', 'tracker that is told of every epoch, by the name Accelerate has for it, e.g. tensorboard'),
     unreadable=(('raise', 'skip'), 'what to do with an image that cannot be decoded; e.g. skip names, counts and leaves it out'),
     compiled=('', 'use torch.compile; bench adds a row for the dense baseline compiled'),
+    native=('', 'on a CPU, loop over the images of a packed batch in C++, which is compiled once (g++ or clang++, ninja)'),
     fall_back=('', 'let adaptive models take the masked form at batch sizes where it is faster than packing; the table says so'),
     sweep=('', 'also time batches of 1, 2, 4, ... images, up to --n or to what fits into memory'),
     allow_noise=('', 'time adaptive models on images that look like noise, too'),
@@ -392,7 +393,7 @@ FOLDERS, BY_NAME = Unset('a folder or a tar'), Unset('classes in the order of th
          'adaptive-tokens bench --backbone deit_tiny_patch16_224 --pretrained --methods as-vit:merge tome --budgets 0.8 0.65 --images photos/',
          many=('model', 'methods', 'budgets'), model=Unset('none'), backbone=Unset('the first dense --model'), pretrained=False,
          methods=Unset('none, or as-vit'), budgets=Unset('none, or 0.65'), images='digits', reader=FOLDERS,
-         split='validation', class_map=BY_NAME, n=512, compiled=False, fall_back=False, sweep=False, allow_noise=False, batch_size=16, repeats=10, threads=Unset("torch's choice"),
+         split='validation', class_map=BY_NAME, n=512, native=False, compiled=False, fall_back=False, sweep=False, allow_noise=False, batch_size=16, repeats=10, threads=Unset("torch's choice"),
          workers=0, out=Unset('only the table is printed'))
 def bench(args):
     "The command `bench`: prints the table, and writes it as json and csv, figure and page if asked"
@@ -402,7 +403,7 @@ def bench(args):
         measured = find_images(args, dense, args.images, args.split, args.n)
         models = {name: dense, **models, **adapted(args, dense)}
         images, labels = with_fitting_labels(measured, dense.num_classes)
-        how = dict(dense=name, progress=sys.stderr.isatty(), **chosen(args, 'compiled', 'fall_back', 'allow_noise', *TIMING))
+        how = dict(dense=name, progress=sys.stderr.isatty(), **chosen(args, 'native', 'compiled', 'fall_back', 'allow_noise', *TIMING))
         table = benchmark(models, images, labels, **how)
         tell(table)
         more, ended = swept(models, images, how, folder) if args.sweep and not table.meta['interrupted'] else ({}, table.meta['interrupted'])

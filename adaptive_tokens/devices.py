@@ -56,12 +56,14 @@ def wait_for(
 
 def check_compiler(
     kind:str, # of device
+    who:str='torch.compile', # needs it
+    remedy:str='leave compiled out', # where it cannot be installed
 ):
-    "Raise ValueError, naming what is missing, where torch.compile cannot work"
+    "Raise ValueError, naming what is missing, where something cannot be compiled"
     builder = os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')
     if kind == 'cpu' and not shutil.which(builder):
-        raise ValueError(f'torch.compile on the CPU needs the C++ compiler {builder!r}, which is not on PATH: install it, name another by '
-                         'the environment variable CXX, or leave compiled out')
+        raise ValueError(f'{who} on the CPU needs the C++ compiler {builder!r}, which is not on PATH: install it, name another by '
+                         f'the environment variable CXX, or {remedy}')
     if kind == 'cuda' and not find_spec('triton'): raise ValueError('torch.compile on CUDA needs triton: install it, or leave compiled out')
     if kind == 'cuda' and not any(map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'clang')))):
         raise ValueError('torch.compile on CUDA needs a C compiler, and neither gcc nor clang is on PATH: install one, name another by '

@@ -24,7 +24,7 @@ from .data import nearest
 from .devices import over_ranks
 from .halting import closest, mean_share
 from .model import Gates, Method, Recorder, no_record, register
-from .tokens import MaskedTokens, PackedTokens, Tokens, attend_runs, find_runs, ragged_attention
+from .tokens import MaskedTokens, PackedTokens, Tokens, attend_runs, find_runs, native, ragged_attention
 
 # %% ../nbs/20_gating.ipynb #d1889251
 def gate(
@@ -101,6 +101,8 @@ def each_span(x, t, heads):
 def full_heads(attn, x, t, heads):
     "Projected context [T, D] of normed rows [T, D] of a packed table, from the open heads [B, H] of each image"
     W, b, P = by_head(attn)
+    plain = isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) and t.B >= torch.get_num_threads()
+    if plain and (loop := native('open_heads', x, W)): return loop(x, W, b, P, attn.proj.bias, t.lengths, heads.bool())
     y = x.new_zeros(x.shape) if attn.proj.bias is None else attn.proj.bias.repeat(len(x), 1)
     for on, rows, lengths, where in each_span(x, t, heads):
         q, k, v = of_heads(rows, W[on], None if b is None else b[on])

@@ -5,7 +5,8 @@
 
 Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
 shows; what is finished is kept, and a second call goes on there (delete the file to begin anew). Images are digits of 224
-pixels, weights are random, so accuracy is not measured; speed does not know that. Let nothing else run meanwhile.
+pixels, weights are random, so accuracy is not measured; speed does not know that. On the CPU, packed tables loop over their images in C++.
+Let nothing else run meanwhile.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from adaptive_tokens.data import ClutteredDigits
 from adaptive_tokens.devices import resolve_device, resolve_dtype
 from adaptive_tokens.gating import KINDS
 from adaptive_tokens.model import AdaptiveViT
+from adaptive_tokens.native import cpp_loops
 from adaptive_tokens.saving import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +78,7 @@ def main():
     out = args.out or ROOT/'benchmarks'/f'speed_{kind}.json'
     tables = json.loads(out.read_text()) if out.exists() else {}
     settings = {name: getattr(args, name) for name in ('methods', 'budgets', 'images', 'repeats', 'compiled', 'fall_back', 'dtype')}
+    settings['native'] = kind == 'cpu'
     most = max(args.images, *args.batch_sizes)
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
     for backbone in args.backbones:
@@ -88,12 +91,12 @@ def main():
                 p.error(f"{out} was made with other settings ({tables[key]['meta']['settings']}): delete it, or name another --out")
             if key in tables and 'profile' in tables[key]['meta']: continue
             table = benchmark(models, digits[:max(args.images, size)], batch_size=size, repeats=args.repeats, latency_repeats=1, device=args.device,
-                              dtype=args.dtype, compiled=args.compiled, fall_back=args.fall_back)
+                              dtype=args.dtype, native=kind == 'cpu', compiled=args.compiled, fall_back=args.fall_back)
             tables[key] = asdict(table)
             tables[key]['meta']['settings'] = settings
             out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out, json.dumps(tables, indent=1) + '\n')
-            tables[key]['meta']['profile'] = profiles(models, digits[:table.meta['batch_size']], args)
+            with cpp_loops(kind == 'cpu'): tables[key]['meta']['profile'] = profiles(models, digits[:table.meta['batch_size']], args)
             write_text(out, json.dumps(tables, indent=1) + '\n')
             print(f'{key}, {time.time() - start:.0f} s\n{table}', flush=True)
 
