@@ -6,6 +6,9 @@ OK    = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 ARGS  =
 # Tests and notebooks run in so many processes of one thread each.
 JOBS  = logical
+# What PyTorch compiles stays with the environment.
+TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/extensions
+export TORCH_EXTENSIONS_DIR
 
 # The first Python at hand that fits; `make PYTHON=/path/to/python3.12 ...` names another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \

@@ -183,9 +183,11 @@ def gated_block(
     "One block, computed for what is open"
     attention, mlp = gates.sublayers.unbind(1)
     seen = gates.heads if mask_mlp else None
-    lent = t.select(gates.rows * t.of_image(attention))
-    update = gated_heads(block, lent, gates.heads, form, None if normed is None else lent.follow(normed))
-    if gates.sublayers.dtype == torch.bool and bool((attention == mlp).all()):
+    together = gates.sublayers.dtype == torch.bool and bool((attention == mlp).all())
+    bare = isinstance(t, PackedTokens) and normed is not None and not together  # nobody will ask for the rows themselves
+    lent = (t.replace(x=normed) if bare else t).select(gates.rows * t.of_image(attention))
+    update = gated_heads(block, lent, gates.heads, form, lent.x if bare else None if normed is None else lent.follow(normed))
+    if together:
         lent = lent + update
         return t.put(lent + gated_mlp(block, lent, seen))
     t = t.add(lent, update)

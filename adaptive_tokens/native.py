@@ -29,15 +29,21 @@ EACH = r'''
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
+#include <algorithm>
 #include <atomic>
+#include <numeric>
 
 using at::IntArrayRef, at::Tensor, std::optional, std::vector;
 
-template <class F> void each(int64_t n, const F& f) {  // f(0), ..., f(n - 1), each by the next core that is free
+template <class F> void each(const vector<int64_t>& work, const F& f) {  // f(i) for each job, the longest first, by the next free core
+  int64_t n = work.size();
+  vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return work[i] > work[j]; });
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(n, at::get_num_threads()), 1, [&](int64_t, int64_t) {
     c10::InferenceMode no_gradient;
-    for (int64_t i; (i = next++) < n;) f(i);
+    for (int64_t i; (i = next++) < n;) f(order[i]);
   });
 }
 
@@ -55,7 +61,9 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef len
   auto first = offsets(lengths, q.size(0));
   auto out = at::empty(q.sizes(), q.options());  // [T, H, Dh], as q, k and v
   int64_t H = q.size(1), B = lengths.size(), parts = B < 4 * at::get_num_threads() ? H : 1, w = H / parts;
-  each(B * parts, [&](int64_t job) {
+  vector<int64_t> work;
+  for (auto n : lengths) work.insert(work.end(), parts, n);
+  each(work, [&](int64_t job) {
     auto i = job / parts, n = lengths[i], h = job % parts * w;
     auto cut = [&](const Tensor& z) { return z.narrow(0, first[i], n).narrow(1, h, w); };  // [n, w, Dh]
     auto heads = [&](const Tensor& z) { return cut(z).transpose(0, 1).unsqueeze(0); };     // [1, w, n, Dh]
@@ -75,7 +83,9 @@ Tensor open_heads(const Tensor& x, const Tensor& W, const optional<Tensor>& b, c
   auto y = at::empty(x.sizes(), x.options());  // [T, D]
   auto H = W.size(0), Dh = W.size(2), D = W.size(3);
   auto is_open = open.accessor<bool, 2>();
-  each(lengths.size(), [&](int64_t i) {
+  vector<int64_t> work;
+  for (int64_t i = 0; i < open.size(0); ++i) work.push_back(lengths[i] * std::count(&is_open[i][0], &is_open[i][0] + H, true));
+  each(work, [&](int64_t i) {
     auto n = lengths[i];
     auto rows = x.narrow(0, first[i], n), update = y.narrow(0, first[i], n);
     if (c) update.copy_(c->expand_as(update)); else update.zero_();
@@ -95,13 +105,19 @@ Tensor open_heads(const Tensor& x, const Tensor& W, const optional<Tensor>& b, c
 
 # %% ../nbs/06_native.ipynb #2586b206
 NEAREST = r'''
-Tensor nearest(const Tensor& gone, const Tensor& kept, IntArrayRef leave, IntArrayRef stay, int64_t prefix) {
-  auto from = offsets(leave, gone.size(0)), to = offsets(stay, kept.size(0));
-  auto best = at::full({gone.size(0)}, -1, gone.options().dtype(at::kLong));
-  each(leave.size(), [&](int64_t i) {
+Tensor nearest(const Tensor& f, const Tensor& gone, const Tensor& rows, IntArrayRef leave, IntArrayRef stay, int64_t prefix) {
+  auto from = offsets(leave, gone.size(0)), to = offsets(stay, rows.size(0));
+  auto best = at::full({gone.size(0)}, -1, gone.options());
+  vector<int64_t> work;
+  for (size_t i = 0; i < leave.size(); ++i) work.push_back(leave[i] * stay[i]);
+  each(work, [&](int64_t i) {
     auto n = stay[i] - prefix;
     if (!leave[i] || n <= 0) return;
-    auto alike = at::mm(gone.narrow(0, from[i], leave[i]), kept.narrow(0, to[i] + prefix, n).t());
+    auto unit = [&](const Tensor& rows) {
+      auto z = f.index_select(0, rows).to(at::kFloat);
+      return z.div_(at::linalg_vector_norm(z, 2, {1}, true).clamp_min_(1e-12));
+    };
+    auto alike = at::mm(unit(gone.narrow(0, from[i], leave[i])), unit(rows.narrow(0, to[i] + prefix, n)).t());
     best.narrow(0, from[i], leave[i]).copy_(at::argmax(alike, 1)).add_(prefix);
   });
   return best;
@@ -112,7 +128,7 @@ Tensor nearest(const Tensor& gone, const Tensor& kept, IntArrayRef leave, IntArr
 SCHEMAS = dict(
     attend='(Tensor q, Tensor k, Tensor v, int[] lengths, Tensor? bias) -> Tensor',
     open_heads='(Tensor x, Tensor W, Tensor? b, Tensor P, Tensor? c, int[] lengths, Tensor open) -> Tensor',
-    nearest='(Tensor gone, Tensor kept, int[] leave, int[] stay, int prefix) -> Tensor')
+    nearest='(Tensor f, Tensor gone, Tensor rows, int[] leave, int[] stay, int prefix) -> Tensor')
 declared = ''.join(f'  m.def("{name}{schema}");\n' for name, schema in SCHEMAS.items())
 defined = ''.join(f'  m.impl("{name}", {name});\n' for name in SCHEMAS)
 SOURCE = EACH + ATTEND + OPEN_HEADS + NEAREST + f"""
@@ -145,8 +161,8 @@ def _open_heads_flops(x, W, b, P, c, lengths, is_open, **_):
     return sum(2 * h * n * Dh * ((parts + 1) * D + 2 * n) for n, h in zip(lengths, is_open.sum(1).tolist()))
 
 
-def _nearest_flops(gone, kept, leave, stay, prefix, **_):
-    return 2 * gone.shape[1] * sum(g * max(n - prefix, 0) for g, n in zip(leave, stay))
+def _nearest_flops(f, gone, rows, leave, stay, prefix, **_):
+    return 2 * f.shape[1] * sum(g * max(n - prefix, 0) for g, n in zip(leave, stay))
 
 # %% ../nbs/06_native.ipynb #f936792f
 @cache

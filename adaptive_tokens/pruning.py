@@ -91,7 +91,7 @@ class Fold(NamedTuple):
 
 def merge(block, t, on, S):
     "Each patch that goes joins the most alike of those that stay"
-    t = t.absorb(on, F.normalize(t.x.detach().float(), dim=-1))
+    t = t.absorb(on, t.x.detach())
     return t + feed_forward(block, t)
 
 

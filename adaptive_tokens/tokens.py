@@ -291,7 +291,7 @@ class RaggedRows(Tokens):
         offsets = F.pad(on.cumsum(0), (1, 0))[self.offsets]
         lengths = offsets.diff().tolist()
         if sum(lengths) == len(on): return self.replace(rows=None), self.index[:0]
-        order = torch.argsort(~on, stable=True)
+        order = torch.argsort(~on, stable=True) if on.is_cuda else torch.cat([on.nonzero(), (~on).nonzero()])[:, 0]
         return self.take(order[:sum(lengths)], lengths, offsets), order[sum(lengths):]
 
     def take(self, rows, lengths, offsets):
@@ -358,10 +358,10 @@ class PackedTokens(RaggedRows):
 def nearest_masked(
     t:'MaskedTokens', # the table
     on:Tensor, # 1 stays, 0 goes [B, N]
-    f:Tensor,  # features of length one [B, N, d]
+    f:Tensor,  # features [B, N, d]
 ) -> Tensor:   # the most similar other patch that stays, -1 if there is none [B, N]
     "Into whom each token of a masked table would go"
-    stays = t.active & (on > .5) & ~t.is_prefix
+    stays, f = t.active & (on > .5) & ~t.is_prefix, F.normalize(f.float(), dim=-1)
     alike = (f @ f.mT).masked_fill(~stays[:, None], float('-inf'))
     alike.diagonal(dim1=1, dim2=2).fill_(float('-inf'))
     best, to = alike.max(-1)
@@ -372,21 +372,26 @@ def nearest_packed(
     t:'PackedTokens',    # the table
     kept:'PackedTokens', # what stays of it, all prefix tokens included
     gone:Tensor, # rows of t that go, in order [G]
-    f:Tensor,    # features of length one [T, d]
+    f:Tensor,    # features [T, d]
 ) -> Tensor:     # row of t into which each of them goes, -1 if there is none [G]
     "The most similar patch of the same image that stays"
     if not len(gone): return gone
     leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
-    f_gone, f_kept, P = f.index_select(0, gone), kept.follow(f), t.P
-    if f.is_cuda: at = _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
-    elif loop := native('nearest', f): at = loop(f_gone, f_kept, leave, kept.lengths, P)
-    else: at = torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
-                          for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
+    if loop := native('nearest', f): at = loop(f, gone, kept.rows, leave, kept.lengths, t.P)
+    else: at = _match(t, kept, gone, F.normalize(f.float(), dim=-1), leave)
     return torch.where(at < 0, -1, kept.rows[(kept.offsets[:-1][t.image[gone]] + at).clamp(min=0, max=len(kept.x) - 1)])
 
 
+def _match(t, kept, gone, f, leave):
+    "Position among the kept of its image of the most similar patch, below 0 if there is none [G]"
+    f_gone, f_kept, P = f.index_select(0, gone), kept.follow(f), t.P
+    if f.is_cuda: return _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
+    return torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
+                      for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
+
+
 def _padded_match(kept, f_gone, f_kept, image, leave):
-    "Position among the kept of its image of the most similar patch, -1 if there is none [G]"
+    "The same in one padded batch"
     first = torch.tensor([0, *leave]).cumsum(0)[:-1].to(image.device)
     spot = image, torch.arange(len(image), device=image.device) - first[image]
     spot_kept = kept.image, torch.arange(len(kept.x), device=image.device) - kept.offsets[kept.image]

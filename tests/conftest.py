@@ -1,6 +1,7 @@
 "What a machine lacks is skipped by mark, with the reason; the report's header says the same in one line per mark."
 import os
 import shutil
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from adaptive_tokens import blocks
+from adaptive_tokens.devices import check_compiler
 
 WEIGHTS, IMAGES = 'timm/deit_tiny_patch16_224.fb_in1k', 'imagenet_val_1300.tar'
 
@@ -75,6 +77,13 @@ def visit(browser):
     assert said == []
 
 
+def lacking_compiler():
+    "Why nothing can be compiled; empty if it can."
+    try: check_compiler('cpu')
+    except ValueError as e: return str(e)
+    return '' if shutil.which('ninja') or shutil.which('ninja', path=sysconfig.get_path('scripts')) else 'ninja is not installed'
+
+
 def pytest_addoption(parser):
     parser.addoption('--fast', action='store_true', help='leave out what takes more than about 20 s (mark slow)')
 
@@ -83,7 +92,7 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # small models make threads wait for each other
     if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'  # what tests start runs beside other tests
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
-                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(), browser=lacking_browser())
+                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(), browser=lacking_browser(), compiler=lacking_compiler())
 
 
 def pytest_report_header(config):

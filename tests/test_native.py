@@ -15,6 +15,7 @@ from adaptive_tokens.gating import gated_heads
 from adaptive_tokens.native import SCHEMAS, compile_loops, cpp_loops, prepare
 from adaptive_tokens.tokens import NATIVE, PackedTokens, attend_runs, find_runs, native
 
+pytestmark = pytest.mark.compiler
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=9)
 
 

@@ -24,7 +24,7 @@ sys.exit(not passed)
 def flagged(path):
     "Number of cells under each flag."
     cells = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    return {f: n for f in ('slow', 'gpu', 'hub') if (n := sum(bool(re.search(rf'^#\|\s*{f}\b', c, re.M)) for c in cells))}
+    return {f: n for f in ('slow', 'gpu', 'hub', 'compiler') if (n := sum(bool(re.search(rf'^#\|\s*{f}\b', c, re.M)) for c in cells))}
 
 
 def pytest_generate_tests(metafunc):

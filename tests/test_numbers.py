@@ -94,31 +94,15 @@ def test_only_what_a_cell_needs_runs():
     assert slice_of(sources, 5) == [0, 3, 4, 5]
 
 
-def pace(table, name, other):
-    "Multiply-adds per second over those of another model, pass by pass, sorted"
-    gmacs, passes = {r['name']: r['gmacs'] for r in table['rows']}, {n: t['passes'] for n, t in table['timings'].items()}
-    return sorted(b / a * gmacs[name] / gmacs[other] for a, b in zip(passes[name], passes[other]))
-
-
-@pytest.mark.parametrize('form', ['as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit'])
-def test_ragged_batches_keep_the_pace_of_the_fixed_rate(form):
-    "Batch 32 on two cores, 0.97 at equal multiply-adds, as far as single passes tell: they vary by 10 %, so the upper quartile counts"
+@pytest.mark.parametrize('form', ['as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit', 'adavit', 'adavit:no-heads'])
+@pytest.mark.parametrize('budget', ['0.85', '0.65', '0.5'])
+def test_ragged_batches_keep_the_pace_of_the_fixed_rate(form, budget):
+    "Multiply-adds per second, by medians of passes in turn, batch 32 on two cores: at least 0.97 of what even batches reach"
     table = json.loads((ROOT/'benchmarks'/'speed_cpu.json').read_text())['deit_small, batch 32']
-    assert table['meta']['batch_size'] == 32 and table['meta']['threads'] == 2
-    for budget in ('0.85', '0.65', '0.5'):
-        ratios = pace(table, f'{form} {budget}', f'fixed-rate {budget}')
-        assert ratios[3 * len(ratios) // 4] >= .97
-
-
-@pytest.mark.parametrize('form', ['as-vit', 'a-vit'])
-def test_medians_keep_the_pace_of_the_fixed_rate(form):
-    "The same by the ratio of medians, for the methods that look for no partner and open no gates"
-    table = json.loads((ROOT/'benchmarks'/'speed_cpu.json').read_text())['deit_small, batch 32']
+    assert table['meta']['batch_size'] == 32 and table['meta']['threads'] == 2 and table['meta']['repeats'] >= 20
     gmacs, passes = {r['name']: r['gmacs'] for r in table['rows']}, {n: t['passes'] for n, t in table['timings'].items()}
-    assert table['meta']['settings']['repeats'] >= 20
-    for budget in ('0.85', '0.65', '0.5'):
-        name, other = f'{form} {budget}', f'fixed-rate {budget}'
-        assert median(passes[other]) / median(passes[name]) * gmacs[name] / gmacs[other] >= .97
+    name, other = f'{form} {budget}', f'fixed-rate {budget}'
+    assert median(passes[other]) / median(passes[name]) * gmacs[name] / gmacs[other] >= .97
 
 
 def test_everybody_is_faster_than_dense():

@@ -5,8 +5,8 @@
 
 Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
 shows; what is finished is kept, and a second call goes on there (delete the file to begin anew). Images are digits of 224
-pixels, weights are random, so accuracy is not measured; speed does not know that. On the CPU, packed tables loop over their images in C++.
-Let nothing else run meanwhile.
+pixels, weights are random, so accuracy is not measured; speed does not know that. On the CPU packed tables loop over their images
+in C++, which is compiled first. Let nothing else run meanwhile.
 """
 import argparse
 import json
