@@ -82,7 +82,8 @@ Tensor open_heads(const Tensor& x, const Tensor& W, const optional<Tensor>& b, c
   auto first = offsets(lengths, x.size(0));
   auto y = at::empty(x.sizes(), x.options());  // [T, D]
   auto H = W.size(0), Dh = W.size(2), D = W.size(3);
-  auto is_open = open.accessor<bool, 2>();
+  auto gates = open.contiguous();
+  auto is_open = gates.accessor<bool, 2>();
   vector<int64_t> work;
   for (int64_t i = 0; i < open.size(0); ++i) work.push_back(lengths[i] * std::count(&is_open[i][0], &is_open[i][0] + H, true));
   each(work, [&](int64_t i) {

@@ -1,6 +1,7 @@
 """Every method at the same multiply-adds on the same engine: batches of several sizes, with a profile of where the time goes.
 
     python tools/measure_speed.py                                  # DeiT-S, batch 32, on the CPU
+    python tools/measure_speed.py --python-loops --out benchmarks/speed_cpu_python.json
     make bench-gpu                                                 # DeiT-S, batches of 1, 256 and 1,024, on CUDA
 
 Writes benchmarks/speed_cpu.json (or speed_cuda.json): one benchmark per backbone and batch size, which nbs/60_bench.ipynb
@@ -69,6 +70,7 @@ def main():
     p.add_argument('--repeats', type=int, default=20)
     p.add_argument('--compiled', action='store_true', help='a compiled dense baseline, and compiled parts of the methods')
     p.add_argument('--fall-back', action='store_true', help='let each model take the masked form where it is faster')
+    p.add_argument('--python-loops', action='store_true', help='on a CPU, leave the loops over images in Python')
     p.add_argument('--device', default='cpu')
     p.add_argument('--dtype', default='float32')
     p.add_argument('--out', type=Path, help='default: benchmarks/speed_DEVICE.json')
@@ -78,7 +80,7 @@ def main():
     out = args.out or ROOT/'benchmarks'/f'speed_{kind}.json'
     tables = json.loads(out.read_text()) if out.exists() else {}
     settings = {name: getattr(args, name) for name in ('methods', 'budgets', 'images', 'repeats', 'compiled', 'fall_back', 'dtype')}
-    settings['native'] = kind == 'cpu'
+    native = settings['native'] = kind == 'cpu' and not args.python_loops
     most = max(args.images, *args.batch_sizes)
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
     for backbone in args.backbones:
@@ -91,12 +93,12 @@ def main():
                 p.error(f"{out} was made with other settings ({tables[key]['meta']['settings']}): delete it, or name another --out")
             if key in tables and 'profile' in tables[key]['meta']: continue
             table = benchmark(models, digits[:max(args.images, size)], batch_size=size, repeats=args.repeats, latency_repeats=1, device=args.device,
-                              dtype=args.dtype, native=kind == 'cpu', compiled=args.compiled, fall_back=args.fall_back)
+                              dtype=args.dtype, native=native, compiled=args.compiled, fall_back=args.fall_back)
             tables[key] = asdict(table)
             tables[key]['meta']['settings'] = settings
             out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out, json.dumps(tables, indent=1) + '\n')
-            with cpp_loops(kind == 'cpu'): tables[key]['meta']['profile'] = profiles(models, digits[:table.meta['batch_size']], args)
+            with cpp_loops(native): tables[key]['meta']['profile'] = profiles(models, digits[:table.meta['batch_size']], args)
             write_text(out, json.dumps(tables, indent=1) + '\n')
             print(f'{key}, {time.time() - start:.0f} s\n{table}', flush=True)
 
