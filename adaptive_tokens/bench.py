@@ -501,8 +501,6 @@ def check_data(
     labels:Tensor|None,          # [n]
 ):
     "Raise ValueError for images that a model cannot take and for labels that do not fit"
-    if not images.is_floating_point():
-        raise ValueError(f'images are {str(images.dtype)[6:]}; normalise them as for training, to floating point')
     for model in models.values(): check_images(getattr(model, 'vit', model), images)
     if labels is None: return
     if labels.shape != images.shape[:1]:
@@ -607,7 +605,7 @@ def where_time_goes(
     images:Tensor,   # a batch, where the model is
     calls:int=3,     # that are profiled, after one to warm up
 ) -> dict: # share of the time by kind of work; operators per call; on CUDA also `busy`, device time per wall time, and waits per call
-    "What a call spends its time on, by torch.profiler: own time of operators on a CPU, of the kernels they launch on CUDA"
+    "What a call spends its time on, by torch.profiler: own time of the calling thread's operators on a CPU, of the kernels they launch on CUDA"
     cuda = images.is_cuda
     model(images)
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as seen:

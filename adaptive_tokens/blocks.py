@@ -123,7 +123,9 @@ def check_images(
                          'resize them, or create it with img_size=... or dynamic_img_size=True')
     if not stem.dynamic_img_pad and any(s % p for s, p in zip(given, patch)):
         raise ValueError(f'images are {given[0]}x{given[1]}; sides must be multiples of the patch, {patch[0]}x{patch[1]}')
-    if finite and not torch.isfinite(images.sum()):
+    if not images.is_floating_point():
+        raise ValueError(f'images are {str(images.dtype)[6:]}; normalise them as for training, to floating point')
+    if finite and not torch.isfinite(images.sum(dtype=torch.float32)):
         raise ValueError('images hold NaN or infinity: check the files and the normalisation')
 
 

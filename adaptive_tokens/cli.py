@@ -8,9 +8,9 @@ __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'NUMBERS'
            'make_backbone', 'sample', 'find_images', 'classes_in', 'class_folders', 'with_fitting_labels', 'from_one',
            'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim',
            'check_budgets', 'by_form', 'adapted', 'bench', 'swept', 'calibrate', 'numbers_of', 'per_process',
-           'prepared', 'validation', 'unless_empty', 'train', 'conclusion', 'as_table', 'as_figure', 'as_page',
-           'report', 'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo', 'check_file', 'shown',
-           'explore', 'say', 'main']
+           'prepared', 'validation', 'check_same_classes', 'unless_empty', 'train', 'conclusion', 'as_table',
+           'as_figure', 'as_page', 'report', 'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo',
+           'check_file', 'shown', 'explore', 'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -103,6 +103,7 @@ def make_backbone(
         raise nearest('timm model', name, ['digits', *timm.list_models()])
     try: vit = digits_vit(**changes) if name == 'digits' else timm.create_model(name, pretrained=pretrained, **changes)
     except OSError as e: raise FileNotFoundError(f'weights or config of {name!r} are out of reach: {e}') from None
+    except RuntimeError as e: raise ValueError(f'timm cannot make {name!r}: {e}') from None
     check_backbone(vit)
     return vit.eval()
 
@@ -435,7 +436,7 @@ def swept(models, images, how, folder):
          'A dense checkpoint or timm model is made adaptive first. With --out the result is saved as a checkpoint.',
          'adaptive-tokens calibrate --model runs/dense/best --budget 0.7 --out runs/calibrated',
          'adaptive-tokens calibrate --backbone deit_tiny_patch16_224 --pretrained --images photos/ --out deit-0.65',
-         model=Unset('none'), backbone=Unset('none'), pretrained=False, method='as-vit',
+         model=Unset('none'), backbone=Unset('none'), pretrained=False, method=Unset("an adaptive checkpoint's own, or as-vit"),
          budget=Unset("an adaptive checkpoint's own, or 0.65"), images='digits', reader=FOLDERS, split='train',
          class_map=BY_NAME, n=256, batch_size=32, workers=0, out=Unset('nothing is saved'))
 def calibrate(args):
@@ -444,7 +445,9 @@ def calibrate(args):
     with results(args.out) as folder:
         model = load(args.model) if args.model else make_backbone(args.backbone, args.pretrained)
         if not isinstance(model, AdaptiveViT):
-            model = adapt(model, args.method, .65 if args.budget is None else args.budget)
+            model = adapt(model, args.method or 'as-vit', .65 if args.budget is None else args.budget)
+        elif args.method not in (None, model.method.name):
+            raise ValueError(f'{args.model} runs {model.method.name}, not {args.method}: leave --method out, or name a dense checkpoint')
         loader = find_images(args, model.vit, args.images, args.split, args.n)
         spent = aim(model, loader, args, args.budget)
         if folder: model.cpu().save_pretrained(folder)
@@ -458,8 +461,11 @@ def numbers_of(
     "Raises ValueError, before anything is read, for a recipe, method or number that does not exist"
     names = [f.name for f in fields(Recipe) if getattr(args, f.name, None) is not None]
     if args.method not in (None, 'dense', *METHODS): raise nearest('method', args.method, ('dense', *METHODS))
-    plain = Recipe(epochs=10, budget=.65, backbone='digits')
-    return recipe_of(args.recipe or plain, **chosen(args, *names) | ({'method': ''} if args.method == 'dense' else {}))
+    told = [f'--{name}' for name in ('backbone', 'pretrained', 'drop_path') if getattr(args, name)]
+    if args.init and told: raise ValueError(f'--init {args.init} brings its own backbone: leave {told[0].replace("_", "-")} out')
+    set_by = dict(method='') if args.method == 'dense' else {}
+    if args.init: set_by |= dict(backbone='', drop_path=0.)
+    return recipe_of(args.recipe, Recipe(epochs=10, budget=.65, backbone='digits'), **chosen(args, *names) | set_by)
 
 
 def per_process(
@@ -486,16 +492,28 @@ def prepared(
     trained = bool(args.init or args.pretrained) and classes == vit.num_classes
     if classes != vit.num_classes: vit.reset_classifier(classes)
     model = adapt(vit, recipe.method, recipe.budget, **recipe.options) if recipe.method else vit
-    if args.teacher in (None, 'none'): teacher = vit if trained and not args.teacher else None
+    if args.teacher in (None, 'none'): teacher = vit if trained and recipe.method and not args.teacher else None
     else: teacher = load_dense(args.teacher)
-    return model, teacher if isinstance(model, AdaptiveViT) else None, (images, validation(data, vit))
+    return model, teacher, (images, check_same_classes(images, validation(data, vit)))
 
 
 def validation(args, vit):
     "Loader of the images to validate on; None where --data has no folder for them and nothing else is named"
-    there = args.data == 'digits' or args.reader or any((Path(args.data)/split).is_dir() for split in EVAL_SPLITS)
+    there = args.data == 'digits' or args.reader or any((Path(args.data)/split).is_dir() for split in (args.val_split, *EVAL_SPLITS))
     root = args.val_data or (args.data if there else None)
+    if not root and args.val_split not in EVAL_SPLITS:
+        raise ValueError(f'{args.data} has no folder {args.val_split!r} to validate on: give its name, --val-split, or another place, --val-data')
     return find_images(args, vit, root, args.val_split, args.val_n) if root else None
+
+
+def check_same_classes(images, val):
+    "The second loader; ValueError where it counts a class folder otherwise than the first"
+    numbers, own = class_folders(images), {} if val is None else class_folders(val)
+    for name, number in own.items():
+        if numbers and numbers.get(name) != number:
+            raise ValueError(f'class folder {name!r} is number {number} of the images to validate on and {numbers.get(name, "none")} of those to '
+                             'train on: make the folders the same, or give the order of the classes, --class-map FILE')
+    return val
 
 # %% ../nbs/80_cli.ipynb #cf09cbb0
 @contextlib.contextmanager
@@ -552,7 +570,8 @@ def conclusion(
     best = rows[best_epoch(rows, budget)]
     judged = (f"top-1 {best['top1']:.1f} % at {best['macs_share']:.3f} of the dense multiply-adds" if 'top1' in best
               else 'not validated')
-    skipped = [name for loader in loaders if loader is not None for name in getattr(loader.dataset, 'skipped', ())]
+    sets = [getattr(loader.dataset, 'dataset', loader.dataset) for loader in loaders if loader is not None]
+    skipped = [name for data in sets for name in getattr(data, 'skipped', ())]
     names = f"\n{len(skipped)} images could not be read and were skipped: {', '.join(skipped[:5])}{', ...' * (len(skipped) > 5)}"
     return f"epoch {best['epoch']} of {len(rows)}: {judged}; {out/'best'}" + names * bool(skipped)
 

@@ -311,8 +311,6 @@ def check_explored(
 ):
     "Raise ValueError for models and images that cannot be shown together"
     if not 1 <= len(models) <= MOST: raise ValueError(f'{len(models)} models: give 1 to {MOST}, more do not fit side by side')
-    if not images.is_floating_point():
-        raise ValueError(f'images are {str(images.dtype)[6:]}; normalise them as for training, to floating point')
     for model in models.values(): check_images(getattr(model, 'vit', model), images)
     if not len(images): raise ValueError('there are no images to explore: give at least one')
     shapes = {name: (*grid_of(m, images), len(getattr(m, 'vit', m).blocks)) for name, m in models.items()}

@@ -102,7 +102,7 @@ def full_heads(attn, x, t, heads):
     "Projected context [T, D] of normed rows [T, D] of a packed table, from the open heads [B, H] of each image"
     W, b, P = by_head(attn)
     plain = isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) and t.B >= torch.get_num_threads()
-    if plain and (loop := native('open_heads', x, W)): return loop(x, W, b, P, attn.proj.bias, t.lengths, heads.bool())
+    if plain and (loop := native('open_heads', x, W, b, P, attn.proj.bias)): return loop(x, W, b, P, attn.proj.bias, t.lengths, heads.bool())
     y = x.new_zeros(x.shape) if attn.proj.bias is None else attn.proj.bias.repeat(len(x), 1)
     for on, rows, lengths, where in each_span(x, t, heads):
         q, k, v = of_heads(rows, W[on], None if b is None else b[on])
@@ -179,6 +179,7 @@ def gated_block(
     form:str='full', # of shut heads
     mask_mlp:bool=False, # shut heads blank their channels before the MLP, too
     normed:Tensor|None=None, # rows behind the block's first norm, where they are known already [..., D]
+    own:bool=False,  # nobody else holds the table's rows, which may change in place where no gradient is wanted
 ) -> Tokens:         # the same table after the block
     "One block, computed for what is open"
     attention, mlp = gates.sublayers.unbind(1)
@@ -190,7 +191,7 @@ def gated_block(
     if together:
         lent = lent + update
         return t.put(lent + gated_mlp(block, lent, seen))
-    t = t.add(lent, update)
+    t = t.add(lent, update, own)
     lent = t.select(gates.rows * t.of_image(mlp))
     return t.add(lent, gated_mlp(block, lent, seen), own=True)
 
@@ -257,7 +258,7 @@ class AdaViT(Method):
             normed = block.norm1(t.x)
             gates, score = self.decide(l, t, normed)
             record(t, score, gates)
-            t = gated_block(block, t, gates, self.form, self.mask_mlp, normed)
+            t = gated_block(block, t, gates, self.form, self.mask_mlp, normed, own=l > 0)
         return t
 
     def decide(self, l, t, normed): return _decide(self, l, t, normed)
@@ -461,12 +462,11 @@ def balance(method, vit, batches, spread=8., rounds=5):
 
 def _calibrate(method, vit, batches, budget):
     "Usage by kind, then the common shift that comes closest to the budget; raises ValueError below the least possible cost"
-    previous, method.budget = (method.budget, method.target.clone()), budget
+    before, state = method.budget, {name: value.clone() for name, value in method.state_dict().items()}
+    method.budget = budget
     if budget == 1: return 1.
-    if method.given is None and budget != previous[0]: method.target.fill_(common_target(method, vit, budget))
-    method.start(vit, batches)
-    first, batches = [b.clone() for b in biases(method)], [images.to(biases(method)[0].device) for images in batches]
-    own = first
+    if method.given is None and budget != before: method.target.fill_(common_target(method, vit, budget))
+    batches, own = [images.to(method.target.device) for images in batches], ()
 
     def set_shift(shift):
         for b, value in zip(biases(method), own): b.data = value + shift
@@ -475,6 +475,8 @@ def _calibrate(method, vit, batches, budget):
         set_shift(shift)
         return mean_share(method, vit, batches)
     try:
+        method.start(vit, batches)
+        own = [b.clone() for b in biases(method)]
         if (least := share_at(-100.)) > budget:
             raise ValueError(f'budget {budget} is out of reach of gates for {", ".join(method.kinds)}: with all of them shut '
                              f'{least:.3f} of the dense multiply-adds remain')
@@ -483,10 +485,8 @@ def _calibrate(method, vit, batches, budget):
         own = [b.clone() for b in biases(method)]
         spent, shift = closest(share_at, -40., 40., budget, falls=False)
     except BaseException:
-        own = first
-        set_shift(0.)
-        method.budget = previous[0]
-        method.target.copy_(previous[1])
+        method.budget = before
+        method.load_state_dict(state)
         raise
     set_shift(shift)
     return spent

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'EXECUTIONS', 'Method', 'check_budget', 'register', 'Trace', 'Gates', 'no_record', 'Recorder',
-           'AdaptiveViT', 'normed', 'adapt', 'create_model', 'losses', 'calibrate', 'describe', 'check_checkpoint']
+           'AdaptiveViT', 'normed', 'check_options', 'adapt', 'create_model', 'losses', 'calibrate', 'describe',
+           'check_checkpoint']
 
 # %% ../nbs/04_model.ipynb #56277c6e
 import json
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 
 import timm
@@ -212,6 +214,17 @@ def _packs(model, B):
     return model.faster.get(timed, 'packed') == 'packed'
 
 # %% ../nbs/04_model.ipynb #e58dc764
+def check_options(
+    method:str,   # name of a method
+    options:dict, # by name
+):
+    "Raise ValueError, with the nearest, for an option that the method does not have"
+    known = signature(METHODS[method]).parameters
+    if any(p.kind == p.VAR_KEYWORD for p in known.values()): return
+    for name in options:
+        if name not in known: raise nearest(f'option of {method}', name, list(known)[2:])  # behind vit and budget
+
+
 def adapt(
     vit:nn.Module,        # a timm VisionTransformer; shared, not copied
     method:str|Method='as-vit', # name of a method, or one made by hand
@@ -222,6 +235,7 @@ def adapt(
     check_backbone(vit)
     if not isinstance(method, Method):
         if method not in METHODS: raise nearest('method', method, METHODS)
+        check_options(method, options)
         method = METHODS[method](vit, check_budget(budget), **options)
     return AdaptiveViT(vit, method.to(vit.pos_embed.device)).train(vit.training)
 
@@ -325,7 +339,7 @@ def _rebuild(config, where):
     if name not in METHODS: raise nearest('method', name, METHODS)
     if not timm.is_model(backbone.get('model_name', '')): raise nearest('timm model', backbone.get('model_name'), timm.list_models())
     try: model = adapt(timm.create_model(**backbone), name, budget, **method)
-    except TypeError as e: raise ValueError(f'config.json of {where} does not fit {backbone["model_name"]} or {name}: {e}') from None
+    except (TypeError, ValueError) as e: raise ValueError(f'config.json of {where} does not fit {backbone["model_name"]} or {name}: {e}') from None
     model.backbone = backbone
     return model
 

@@ -58,7 +58,7 @@ class Recipe:
     def __str__(self): return as_text(self)
 
 # %% ../nbs/45_recipes.ipynb #280220a8
-def whole(value): return value >= 1 and value == int(value)
+def whole(value): return isinstance(value, int) and value >= 1
 
 
 WANTED = dict(
@@ -82,7 +82,9 @@ def check_recipe(
             raise ValueError(f'{name} is {value!r}; it must be {want}')
     if recipe.opt not in list_optimizers(): raise nearest('optimiser', recipe.opt, list_optimizers())
     if recipe.method and recipe.method not in METHODS: raise nearest('method', recipe.method, METHODS)
+    if isinstance(recipe.budget, (bool, str)): raise ValueError(f'budget is {recipe.budget!r}; it must be a number, the share of the dense multiply-adds to spend')
     check_budget(recipe.budget)
+    if not isinstance(recipe.options, Mapping): raise ValueError(f"options is {recipe.options!r}; it must be a mapping, as in 'options: {{T: 10}}'")
 
 # %% ../nbs/45_recipes.ipynb #52741d7e
 AS_VIT = dict(method='as-vit', epochs=30, lr=2e-5, floor=.1, warmup=0., weight_decay=1e-6, batch_size=512, ema=.99996, clip=0.,
@@ -111,27 +113,29 @@ def as_text(
 
 # %% ../nbs/45_recipes.ipynb #094ad724
 def recipe_of(
-    source:str|os.PathLike|Recipe|None=None, # name, path of a yaml file, or a recipe; None: the defaults
+    source:str|os.PathLike|Recipe|None=None, # name, path of a yaml file, or a recipe; None: the plain one
+    plain:Recipe=Recipe(), # what a yaml file without a `base` changes
     **changes, # fields that shall be otherwise
 ) -> Recipe:
     "A recipe with changes; raises ValueError for a name, file or field that does not exist, with the nearest"
-    if source is None: base = Recipe()
+    if source is None: base = plain
     elif isinstance(source, Recipe): base = source
     elif str(source).endswith(('.yaml', '.yml')):
         given = read_yaml(source)
-        base = changed(recipe_of(given.pop('base', None)), given)
+        base = changed(recipe_of(given.pop('base', None), plain), given)
     elif source in RECIPES: base = RECIPES[source]
     else: raise nearest('recipe', str(source), RECIPES)
     return changed(base, changes)
 
 
 def changed(recipe, given):
-    "A recipe with other values of some fields"
+    "A recipe with other values of some fields; another method starts without the options of the old one"
     known = [f.name for f in fields(Recipe)]
     for name in given:
         if name not in known: raise nearest('field of a recipe', name, known)
-    if 'options' in given: given = {**given, 'options': {**recipe.options, **given['options']}}
-    return replace(recipe, **given)
+    before = recipe.options if given.get('method', recipe.method) == recipe.method or not recipe.method else {}
+    after = given.get('options', {})
+    return replace(recipe, **{**given, 'options': {**before, **after} if isinstance(after, Mapping) else after})
 
 # %% ../nbs/45_recipes.ipynb #fc9a8d0a
 def read_yaml(path):
@@ -140,11 +144,12 @@ def read_yaml(path):
     try: given = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f'{path} is no yaml file: {str(e).splitlines()[0]}') from None
     if not isinstance(given, dict): raise ValueError(f"{path} holds no fields: write one per line, as in 'epochs: 30'")
-    return {k: as_number(v) for k, v in given.items()}
+    return as_number(given)
 
 
 def as_number(value):
-    "yaml takes 1e-4 for a word; here it is a number"
+    "yaml takes 1e-4 for a word; here it is a number, in a mapping, too"
+    if isinstance(value, dict): return {k: as_number(v) for k, v in value.items()}
     try: return float(value) if isinstance(value, str) else value
     except ValueError: return value
 

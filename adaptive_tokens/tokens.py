@@ -109,10 +109,10 @@ NATIVE = {}  # loops over images in C++, by name, once `compile_loops` has been 
 
 def native(
     name:str, # of the loop
-    *tensors:Tensor, # what it would work on
+    *tensors:Tensor|None, # what it would work on, the first one never None
 ):            # the loop, or None
     "The C++ loop of that name where there is one and it fits: on a CPU, without gradient or autocast"
-    slope = torch.is_grad_enabled() and any(z.requires_grad for z in tensors)
+    slope = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
     fits = tensors[0].device.type == 'cpu' and not slope and not torch.is_autocast_enabled('cpu')
     return NATIVE.get(name) if fits else None
 
@@ -125,7 +125,7 @@ def attend_runs(
     bias:Tensor|None=None, # added to the logits of each key [T]
 ) -> Tensor:  # context [T, H, Dh]
     "Fused attention, one call per run of equally long images, or all of them in one C++ loop"
-    if len(runs) > 1 and (loop := native('attend', q, k, v)):
+    if len(runs) > 1 and (loop := native('attend', q, k, v, bias)):
         return loop(q, k, v, [n for *_, g, n in runs for _ in range(g)], None if bias is None else bias.to(q.dtype))
     sizes, out = [stop - start for start, stop, *_ in runs], []
     parts = zip(*(z.transpose(0, 1)[None].split_with_sizes(sizes, 2) for z in (q, k, v)))  # [1, H, g*n, Dh] each
@@ -143,7 +143,7 @@ def attention_route(
     biased:bool=False, # something is added to the logits, for which the varlen kernel has no place
 ) -> str:       # 'plain', 'varlen' or 'runs'
     "Which kernel serves this ragged batch: one plain call, the CUDA varlen kernel, or one call per run"
-    if len(runs) == 1: return 'plain'
+    if len(runs) < 2: return 'plain'
     half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and not biased
     return 'varlen' if q.is_cuda and half and find_spec('torch.nn.attention.varlen') else 'runs'
 
@@ -375,7 +375,7 @@ def nearest_packed(
     f:Tensor,    # features [T, d]
 ) -> Tensor:     # row of t into which each of them goes, -1 if there is none [G]
     "The most similar patch of the same image that stays"
-    if not len(gone): return gone
+    if not len(gone) or not len(kept.x): return torch.full_like(gone, -1)
     leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
     if loop := native('nearest', f): at = loop(f, gone, kept.rows, leave, kept.lengths, t.P)
     else: at = _match(t, kept, gone, F.normalize(f.float(), dim=-1), leave)

@@ -23,7 +23,7 @@ import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from huggingface_hub import ModelCardData
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 # %% ../nbs/50_train.ipynb #9636b29b
@@ -48,8 +49,8 @@ from .devices import check_compiler, hardware, over_ranks, resolve_device, resol
 from .model import AdaptiveViT, describe, losses, normed
 from .pruning import ASViT
 from .recipes import Recipe, make_mixup, make_optimizer, make_scheduler, recipe_of, smoothed
-from .saving import (chance, load_dense, memory_of, newest_state, remember, save, save_state, set_chance, states,
-                                    remove_leftovers, write_text)
+from .saving import (chance, check_rebuilds, fingerprint, load_dense, memory_of, newest_state, remember, remove_leftovers, save,
+                                    save_state, set_chance, states, write_text)
 
 # %% ../nbs/50_train.ipynb #98d1a37e
 def loss_terms(
@@ -83,12 +84,13 @@ def frozen(
 def check_targets(
     targets:Tensor, # class numbers [B], or soft targets [B, classes]
     classes:int,    # outputs of the head
+    soft:bool=True, # whether soft targets will do
 ):
     "Raise ValueError that names the label which the head has no output for"
-    if targets.ndim == 2 and targets.shape[1] == classes: return
+    if soft and targets.ndim == 2 and targets.shape[1] == classes: return
     if targets.ndim != 1 or targets.is_floating_point():
-        raise ValueError(f'targets are {targets.dtype} {list(targets.shape)}; give class numbers [B], or soft targets '
-                         f'[B, {classes}] for a head of {classes} classes')
+        raise ValueError(f'targets are {targets.dtype} {list(targets.shape)}; give class numbers [B]'
+                         + f', or soft targets [B, {classes}] for a head of {classes} classes' * soft)
     wrong = targets[(targets < 0) | (targets >= classes)]
     if len(wrong):
         raise ValueError(f'label {wrong[0].item()} does not fit a head of {classes} classes (0 to {classes - 1}): '
@@ -102,7 +104,7 @@ def judge(
 ) -> Tensor:         # [B, 3]: right or not, multiply-adds, the same as a share of the dense model's
     "What each image of a batch came to"
     vit = getattr(model, 'vit', model)
-    check_targets(labels, vit.num_classes)
+    check_targets(labels, vit.num_classes, soft=False)
     check_images(vit, images)
     dense = macs(vit, None, math.prod(vit.patch_embed.dynamic_feat_size(images.shape[-2:])))
     logits, trace = model(images, return_trace=True) if isinstance(model, AdaptiveViT) else (model(images), None)
@@ -174,7 +176,7 @@ class Run:
     rows:list = field(default_factory=list) # one per finished epoch
     meters:dict = field(default_factory=lambda: defaultdict(AverageMeter)) # running means of this epoch
 
-    def __post_init__(self): self.opening, self.now, self.watch = None, None, Watch()
+    def __post_init__(self): self.opening, self.reading, self.now, self.watch = None, None, None, Watch()
     @property
     def vit(self): return getattr(self.model, 'vit', self.model)
     @property
@@ -280,6 +282,7 @@ def train_step(
     "Forward and backward of one batch, and an update where it is due; raises ValueError for images, labels or losses that cannot be"
     check_images(run.vit, images)
     check_targets(targets, run.vit.num_classes)
+    if targets.ndim == 1: targets = targets.long()
     images, targets = mixed(run, images.to(run.accelerator.device), targets.to(run.accelerator.device))
     together, due = run.group
     with nullcontext() if due else run.accelerator.no_sync(run.call):
@@ -301,7 +304,9 @@ def update(
 ):
     "One step of the optimiser, the schedule and the moving average"
     norm = run.accelerator.clip_grad_norm_(run.vit.parameters(), run.recipe.clip or math.inf)
-    if run.accelerator.scaler is None: check_finite({'the norm of the gradient': norm.item()}, run)
+    learning = [p for p in getattr(run.model, 'method', nn.Module()).parameters() if p.grad is not None]
+    own = {"the norm of the method's gradient": nn.utils.clip_grad_norm_(learning, math.inf)} if learning else {}  # is not clipped
+    if run.accelerator.scaler is None: check_finite({name: v.item() for name, v in {**own, 'the norm of the gradient': norm}.items()}, run)
     if trace is not None: run.model.method.after_backward(trace, run.vit)
     run.watch(run, share)
     run.optimizer.step()
@@ -325,14 +330,19 @@ def batches_of(
     run:Run, # the run
 ):           # iterator over the batches of this epoch that have not been trained on
     "Batches from where the run is"
-    if not run.done:
-        run.opening = chance(run.loaders)
-        return iter(run.train)
-    set_chance(run.opening, run.loaders)
-    batches = iter(run.train)
-    for _ in range(run.done): next(batches)
-    set_chance(run.now, run.loaders)
-    return batches
+    if not run.done: run.opening = chance(run.loaders)
+    else: set_chance(run.opening, run.loaders)
+    batches, left = iter(run.train), len(run.train) - run.done
+    for _ in range(run.done - 1): next(batches)
+    if run.done:
+        set_chance(run.reading, run.loaders)
+        next(batches)
+        set_chance(run.now, run.loaders)
+    while True:
+        if run.every: run.reading = chance(run.loaders)
+        batch, left = next(batches, None), left - 1
+        if batch is None: return
+        if left >= 0: yield batch  # what exceeds the length is read and left
 
 
 def train_epoch(
@@ -370,13 +380,18 @@ def opening_batches(
     vit:nn.Module,    # the backbone that shall take them
     name:str,         # of the loader, for the message
     count:int=4,      # batches to look at
+    soft:bool=True,   # whether soft targets will do
 ) -> list:            # (images, targets), as the loader gives them
     "The first batches of a loader, checked; raises ValueError if there is none or they do not fit the model"
-    batches = [tuple(batch[:2]) for batch in islice(loader, count)]
+    batches = list(islice(loader, count))
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise ValueError(f'{name} gives batches of type {type(batch).__name__}; they must be (images, targets)')
+    batches = [tuple(batch[:2]) for batch in batches]
     if not batches: raise ValueError(f'{name} has no batch: check its data set, batch size and drop_last')
     for images, targets in batches:
         check_images(vit, images)
-        check_targets(targets, vit.num_classes)
+        check_targets(targets, vit.num_classes, soft)
     known = getattr(getattr(loader, 'dataset', None), 'targets', None)  # torchvision's name for all labels of a set
     if known is not None: check_targets(torch.as_tensor(known), vit.num_classes)
     return batches
@@ -399,6 +414,9 @@ def ready_teacher(
 ) -> nn.Module|None:        # a frozen copy
     "Raise ValueError for a teacher that the model cannot learn from"
     if teacher is None: return None
+    if isinstance(inner := getattr(teacher, 'vit', teacher), VisionTransformer):
+        try: check_images(inner, images)
+        except ValueError as e: raise ValueError(f'the teacher cannot take the images: {e}') from None
     teacher = frozen(teacher).to(device)
     with torch.no_grad(): classes = teacher(images[:1].to(device)).shape[-1]
     if classes != vit.num_classes:
@@ -437,15 +455,19 @@ def accelerator_on(
 def check_fit(
     recipe:Recipe,   # of the run
     model:nn.Module, # to be trained
+    told:bool,       # the budget was given beside the recipe
 ):
-    "Raise ValueError for a recipe that was made for another method or budget"
+    "Raise ValueError for a recipe that was made for another method, budget or option"
     method = getattr(model, 'method', None)
-    if not recipe.method: return
-    if method is None or method.name != recipe.method:
+    if not recipe.method and not (told and method is not None): return
+    if recipe.method and (method is None or method.name != recipe.method):
         raise ValueError(f'the recipe is for {recipe.method!r} and the model '
                          f'{"is dense" if method is None else f"runs {method.name!r}"}: adapt(vit, {recipe.method!r}) makes one that fits')
     if method.budget != recipe.budget:
         raise ValueError(f'the recipe is for budget {recipe.budget} and the model has {method.budget}: give fit budget={method.budget}')
+    for name, own in method.options().items():
+        if (value := recipe.options.get(name, own)) != own:
+            raise ValueError(f'the recipe is for {name}={value!r} and the model has {own!r}: adapt(vit, {method.name!r}, {name}={value!r}) makes one that fits')
 
 
 def identity_of(
@@ -454,6 +476,7 @@ def identity_of(
     **more,          # what else must be the same
 ) -> dict:           # as json would give it back
     "What makes a run this run: nobody else may go on with it"
+    if not isinstance(model, AdaptiveViT): check_rebuilds(model)
     config = model.config() if isinstance(model, AdaptiveViT) else dict(backbone=describe(model), method='dense')
     config.pop('timm', None)
     return json.loads(json.dumps(dict(asdict(recipe), **config, **more)))
@@ -534,7 +557,7 @@ def keep_state(
 ):
     "Write everything that the next step depends on; the processes' generators are gathered in the first"
     if run.out is None: return
-    mine = dict(opening=run.opening, now=chance(run.loaders))
+    mine = dict(opening=run.opening, reading=run.reading, now=chance(run.loaders))
     everyones = gather_object([mine]) if run.accelerator.num_processes > 1 else [mine]
     if not run.accelerator.is_main_process: return
     memory, method = memory_of(run.optimizer), getattr(run.model, 'method', None)
@@ -574,7 +597,9 @@ def go_on(
     for name, value in facts['moving'].items(): setattr(run.model.method, name, value)
     if facts['scaler']: run.accelerator.scaler.load_state_dict(facts['scaler'])
     drawn = tensors['chance'][str(run.accelerator.process_index)]
-    run.steps, run.done, run.rows, run.opening, run.now = facts['step'], facts['done'], facts['rows'], drawn.get('opening'), drawn['now']
+    run.steps, run.done, run.rows = facts['step'], facts['done'], facts['rows']
+    run.opening, run.reading, run.now = drawn.get('opening'), drawn.get('reading'), drawn['now']
+    if hasattr(run.train, 'iteration'): run.train.iteration = len(run.rows)  # Accelerate tells the epoch to data sets and samplers
     for name, (total, count) in facts['meters'].items():
         run.meters[name].sum, run.meters[name].count, run.meters[name].avg = total, count, total / count
     run.scheduler.step_update(run.steps)
@@ -612,11 +637,14 @@ def said_of(
     loader:Iterable, # of a run
 ) -> str:            # the data set's name and size, as far as the loader knows
     "Data in a few words"
+    if loader is None: return 'nothing'
     data = getattr(loader, 'dataset', None)
-    inner = getattr(data, 'data', data)  # a data set that wraps timm's
+    part = f' of {len(data.dataset)}' if isinstance(data, Subset) else ''
+    whole = data.dataset if part else data
+    inner = getattr(whole, 'data', whole)  # a data set that wraps timm's
     where = getattr(getattr(inner, 'reader', None), 'root', None) or getattr(inner, 'root', None)
     name = f' {Path(where).name!r}' if isinstance(where, (str, os.PathLike)) else ''
-    try: size = f', {len(data)} images'
+    try: size = f', {len(data)}{part} images'
     except TypeError: size = ''
     return f'{type(inner).__name__}{name}{size}' if data is not None else 'batches from memory'
 
@@ -630,6 +658,9 @@ def model_card(
     method, source = getattr(run.model, 'method', None), getattr(run.vit, 'pretrained_cfg', None) or {}
     kind = 'dense' if method is None else f'{method.name}, budget {method.budget:g}'
     licence = source.get('license') or 'not stated by its weights'
+    recipe = run.recipe if method is None else replace(run.recipe, method=method.name, budget=method.budget)
+    size, processes = getattr(run.loaders[0], 'batch_size', None), run.accelerator.num_processes
+    batches = f'batches of {size * processes}, ' if size else ''
     head = ModelCardData(library_name='adaptive_tokens' if method is not None else 'timm', pipeline_tag='image-classification',
                          tags=['adaptive-tokens', 'vision-transformer', 'timm'], license=source.get('license')).to_yaml()
     table = ['| | top-1, % | images | GMACs per image (spread) | share of dense |', '|---|---|---|---|---|'] + [
@@ -638,8 +669,8 @@ def model_card(
     facts = '\n'.join(f'- {k}: {v}' for k, v in hardware().items() if v is not None)
     return '\n'.join([f'---\n{head}\n---', f'# {source.get("architecture", "vit")}: {kind}', '', *(table if rows else ['Not validated.']), '',
                       f'Trained on {said_of(run.loaders[0])}; validated on {said_of(run.loaders[1])}; seed {seed}, {run.steps} steps, '
-                      f'{run.accelerator.num_processes} process(es). Backbone: {source.get("hf_hub_id") or source.get("architecture", "fresh")}, '
-                      f'licence: {licence}.', '', '## Recipe', '', f'```yaml\n{run.recipe}```', '', '## Made with', '', facts, ''])
+                      f'{batches}{processes} process(es). Backbone: {source.get("hf_hub_id") or source.get("architecture", "fresh")}, '
+                      f'licence: {licence}.', '', '## Recipe', '', f'```yaml\n{recipe}```', '', '## Made with', '', facts, ''])
 
 # %% ../nbs/50_train.ipynb #28f9ba1a
 def fit(
@@ -662,7 +693,7 @@ def fit(
     "Train a model; ValueError before the first step for what cannot work, and at a step whose loss is not finite"
     recipe = recipe_of(recipe, **changes)
     check_backbone(getattr(model, 'vit', model))
-    check_fit(recipe, model)
+    check_fit(recipe, model, 'budget' in changes)
     resolve_dtype(dtype)
     out = None if out is None else Path(out)
     if compiled: check_compiler(resolve_device(device).type)
@@ -699,9 +730,10 @@ def prepare_run(model, loaders, recipe, accelerator, teacher, state, seed, dtype
     reseed(loaders, seed)
     opening = opening_batches(train_loader, vit, 'train_loader')
     check_length(train_loader)
-    if val_loader is not None: opening_batches(val_loader, vit, 'val_loader', 1)
+    if val_loader is not None: opening_batches(val_loader, vit, 'val_loader', 1, soft=False)
     teacher = ready_teacher(teacher, vit, opening[0][0], accelerator.device)
-    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes)
+    same = dict(seed=seed, dtype=dtype, batches=len(train_loader), processes=accelerator.num_processes, data=said_of(train_loader),
+                validation=said_of(val_loader), teacher=fingerprint(teacher) if teacher is not None and rest['out'] else None)
     identity = identity_of(model, recipe, **same) if rest['out'] else {}
     if state is not None: check_identity(identity, state[1]['identity'], rest['out'])
     check_out(rest['out'])

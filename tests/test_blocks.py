@@ -145,3 +145,17 @@ def test_a_rate_of_its_own_in_every_block_is_no_reason_to_give_up(traced):
 def test_parts_through_the_real_compiler():
     model, images = adapt(make(FAMILIES['deit']), 'as-vit', places=(1,), theta=(.005,)).eval(), torch.randn(2, 3, 224, 224)
     with torch.inference_mode(): torch.testing.assert_close(compile_parts(model)(images), compile_parts(model, False)(images), atol=1e-4, rtol=1e-4)
+
+
+def test_bright_images_in_half_precision_are_finite():
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    bright = torch.full((8, 3, 32, 32), 8., dtype=torch.float16)
+    assert bright.sum().isinf()
+    check_images(vit, bright)
+    bright[0, 0, 0, 0] = float('inf')
+    with pytest.raises(ValueError, match='NaN or infinity'): check_images(vit, bright)
+
+
+def test_images_of_whole_numbers_are_refused():
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match='images are uint8; normalise them'): check_images(vit, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))

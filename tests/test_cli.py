@@ -289,6 +289,35 @@ def test_train_on_real_images_counts_classes_and_finds_validation(run, dense, ph
     assert code == 0 and 'not validated' in text and load_dense(out/'other'/'last').num_classes == 5
 
 
+def test_a_dense_model_may_have_a_teacher_when_one_is_named(run, dense, out):
+    code, _, _ = run('train', '--init', dense, '--teacher', dense, *SHORT, '--out', out)
+    assert code == 0 and 'distill' in json.loads((out/'log.jsonl').read_text())
+
+
+def test_a_recipe_file_changes_what_stands_in_the_help(run, dense, out, tmp_path):
+    (tmp_path/'mine.yaml').write_text('lr: 3e-4\nmethod: as-vit\noptions:\n  T: 1e3\n')
+    code, text, _ = run('train', '--recipe', tmp_path/'mine.yaml', '--init', dense, *SHORT, '--out', out)
+    assert code == 0 and 'budget: 0.65' in text and 'T: 1000.0' in text and "backbone: ''" in text
+    assert at.AdaptiveViT.from_pretrained(out/'last').budget == .65
+
+
+def test_validation_images_by_another_name_are_found_or_missed_aloud(run, refused, dense, photos, out):
+    (photos/'val').rename(photos/'holdout')
+    words = ['train', '--init', dense, '--data', photos, *SHORT, '--val-split']
+    refused(["no folder 'held'", '--val-data'], *words, 'held')
+    code, _, _ = run(*words, 'holdout', '--out', out)
+    assert code == 0 and 'top1' in json.loads((out/'log.jsonl').read_text())
+
+
+def test_class_folders_that_are_numbered_otherwise_are_refused(refused, dense, photos):
+    (photos/'val'/'class0').rename(photos/'val'/'klass')
+    refused(["'class1' is number 0", 'and 1 of those', '--class-map'], 'train', '--init', dense, '--data', photos, *SHORT)
+
+
+def test_calibrate_does_not_change_the_method_of_a_checkpoint(refused, adaptive):
+    refused(['runs as-vit, not a-vit'], 'calibrate', '--model', adaptive, '--method', 'a-vit')
+
+
 @pytest.mark.parametrize('seeds, same', [((1, 1), True), ((1, 2), False)])
 def test_seed_decides_a_run(run, dense, out, seeds, same):
     logs = []
@@ -493,6 +522,9 @@ def test_budget_out_of_range(refused, dense, command, budget):
     (['bench', '--backbone', 'digits', '--images', './nowhere'], ['nowhere', 'no folder']),
     (['bench', '--backbone', 'digits', '--images', '.', '--reader', 'torch/nothing'], ['torch/nothing', 'nothing']),
     (['train', '--lr', '-1'], ['lr is -1', 'above 0']),
+    (['train', '--init', 'x', '--backbone', 'digits'], ['--init x brings its own backbone', 'leave --backbone out']),
+    (['train', '--init', 'x', '--drop-path', '0.1'], ['--drop-path']),
+    (['calibrate', '--backbone', 'deit_tiny_patch16_224.no_such_tag'], ['deit_tiny_patch16_224.no_such_tag']),
     (['train', '--warmup', '1'], ['warmup is 1', 'below 1']),
     (['train', '--dtype', 'float16', '--device', 'cpu'], ['float16', 'bfloat16']),
 ], ids=lambda o: ' '.join(o) if '--' in o[-1] or o[0] in cli.COMMANDS else '')

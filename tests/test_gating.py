@@ -177,6 +177,22 @@ def test_what_is_off_is_an_exact_identity_and_may_return(table):
         assert (again.x.view(6, 65, 48)[~rows] != y[~rows]).any()
 
 
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('table', [MaskedTokens, PackedTokens])
+def test_rows_change_in_place_only_where_they_may(table, grad):
+    vit, images = build()
+    rows, heads, sublayers = drawn(vit, images, .6)[0].rows, torch.ones(6, 3).bool(), torch.tensor([[1, 0], [0, 1], [1, 1]] * 2).bool()
+    gates = Gates(rows.flatten() if table is PackedTokens else rows, heads, sublayers)
+    with torch.no_grad(): before = table(embed(vit, images))
+    x = before.x.clone()
+    with torch.set_grad_enabled(grad):
+        kept = gated_block(vit.blocks[0], before, gates)
+        assert torch.equal(before.x, x)
+        given = gated_block(vit.blocks[0], before, gates, own=True)
+    assert torch.equal(kept.x, given.x)
+    assert (given.x is before.x) == (table is PackedTokens and not grad)
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_cost_is_what_the_operator_counter_says(form):
     vit, images = build()
@@ -326,6 +342,15 @@ def test_what_gates_cannot_reach_leaves_the_model_as_it_was():
     own = [b.clone() for b in biases(model.method)]
     with pytest.raises(ValueError, match='budget 0.01 is out of reach'): at.calibrate(model, [images], .01)
     assert all(torch.equal(a, b) for a, b in zip(own, biases(model.method))) and model.budget == .6
+
+
+def test_a_fresh_model_whose_calibration_fails_is_as_fresh_as_before():
+    vit, images = build()
+    model = at.adapt(vit, 'adavit', .6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match='budget 0.01 is out of reach'): at.calibrate(model, [images], .01)
+    assert model.budget == .6 and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert at.calibrate(model, [images]) == pytest.approx(.6, abs=.02)
 
 
 def test_a_backbone_without_class_token_is_refused():

@@ -206,3 +206,9 @@ def test_registered_names():
 def test_half_precision_leaves_thresholds_alone(model):
     before = model.method.theta.detach().clone()
     assert torch.equal(model.bfloat16().method.theta, before) and model.vit.head.weight.dtype == torch.bfloat16
+
+
+def test_an_option_that_a_method_does_not_have_is_named():
+    vit = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match="no option of as-vit 'plases'; nearest: places"): at.adapt(vit, 'as-vit', plases=(1,))
+    with pytest.raises(ValueError, match="no option of a-vit 'budget_weight'"): at.adapt(vit, 'a-vit', budget_weight=1.)

@@ -3,7 +3,7 @@ import json
 import re
 import symtable
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import median
 
 import pytest
 from execnb.shell import CaptureShell
@@ -94,16 +94,15 @@ def test_only_what_a_cell_needs_runs():
     assert slice_of(sources, 5) == [0, 3, 4, 5]
 
 
+@pytest.mark.parametrize('budget', ['0.85', '0.65', '0.5'])
 @pytest.mark.parametrize('form', ['as-vit', 'as-vit:fuse', 'as-vit:merge', 'a-vit', 'adavit', 'adavit:no-heads'])
-def test_ragged_batches_keep_the_pace_of_the_fixed_rate(form):
-    """Multiply-adds per second by medians of passes in turn, batch 32 on two cores, at least 0.97 of what even batches reach: over
-    the three budgets, for a single ratio of medians moved by up to 0.046 between two runs of this measurement"""
+def test_ragged_batches_keep_the_pace_of_even_ones(form, budget):
+    "Multiply-adds per second by medians of passes in turn, batch 32 on two cores, at least 0.97 of every baseline of a fixed rate"
     table = json.loads((ROOT/'benchmarks'/'speed_cpu.json').read_text())['deit_small, batch 32']
-    assert table['meta']['batch_size'] == 32 and table['meta']['threads'] == 2 and table['meta']['repeats'] >= 20
+    assert table['meta']['batch_size'] == 32 and table['meta']['threads'] == 2 and table['meta']['repeats'] >= 60
     gmacs, passes = {r['name']: r['gmacs'] for r in table['rows']}, {n: t['passes'] for n, t in table['timings'].items()}
     def rate(name): return gmacs[name] / median(passes[name])
-    ratios = [rate(f'{form} {budget}') / rate(f'fixed-rate {budget}') for budget in ('0.85', '0.65', '0.5')]
-    assert geometric_mean(ratios) >= .97 and min(ratios) > .94
+    for baseline in ('fixed-rate', 'evit', 'tome', 'dynamicvit'): assert rate(f'{form} {budget}') / rate(f'{baseline} {budget}') >= .97, baseline
 
 
 def test_everybody_is_faster_than_dense():

@@ -46,7 +46,8 @@ def test_changes_win_over_a_file_and_a_file_over_its_base(tmp_path_factory, chan
     (dict(ema=1), 'ema is 1; it must be from 0 .none. to below 1'), (dict(mixup=-1), 'mixup is -1'), (dict(cutmix=-1), 'cutmix is -1'),
     (dict(erase=2), 'erase is 2; it must be a probability'), (dict(drop_path=1), 'drop_path is 1'), (dict(clip=-1), 'clip is -1'),
     (dict(batch_size=0), 'batch_size is 0'), (dict(method='as-vot'), "'as-vot'; nearest: as-vit"), (dict(budget=0), 'budget is 0'),
-    (dict(opt='adamv'), "'adamv'"), (dict(epoch=3), "no field of a recipe 'epoch'; nearest: epochs")])
+    (dict(opt='adamv'), "'adamv'"), (dict(budget='half'), "budget is 'half'; it must be a number"), (dict(options=None), 'options is None; it must be a mapping'),
+    (dict(batch_size=100.), 'batch_size is 100.0; it must be a whole number'), (dict(epoch=3), "no field of a recipe 'epoch'; nearest: epochs")])
 def test_numbers_that_cannot_work_are_named(changes, match):
     with pytest.raises(ValueError, match=match): recipe_of(**changes)
 
@@ -61,6 +62,23 @@ def test_files_that_hold_no_recipe_are_named(text, error, match, tmp_path):
     file = tmp_path/'mine.yaml'
     if text is not None: file.write_text(text)
     with pytest.raises(error, match=match): recipe_of(file)
+
+
+def test_numbers_among_the_options_of_a_file_are_numbers(tmp_path):
+    (tmp_path/'mine.yaml').write_text('method: as-vit\noptions:\n  T: 1e4\n  fold: merge\n  places: [2, 3]\n')
+    assert recipe_of(tmp_path/'mine.yaml').options == dict(T=1e4, fold='merge', places=[2, 3])
+
+
+def test_a_file_without_a_base_changes_the_plain_recipe(tmp_path):
+    (tmp_path/'mine.yaml').write_text('lr: 3e-4\n')
+    plain = Recipe(epochs=7, budget=.5)
+    assert recipe_of(tmp_path/'mine.yaml', plain) == Recipe(epochs=7, budget=.5, lr=3e-4) and recipe_of(None, plain) == plain
+
+
+def test_another_method_does_not_inherit_the_options_of_the_old_one():
+    assert recipe_of('as-vit/deit-s-0.65', method='a-vit').options == {}
+    assert recipe_of('as-vit/deit-s-0.65', method='a-vit', options=dict(gamma=3.)).options == dict(gamma=3.)
+    assert recipe_of('as-vit/deit-s-0.65', method='as-vit', options=dict(T=3.)).options == dict(budget_weight=9.2, T=3.)
 
 
 def test_layer_decay_slows_the_early_blocks_and_keeps_the_method_apart():

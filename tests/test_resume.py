@@ -93,17 +93,19 @@ def test_a_finished_run_that_goes_on_has_nothing_left_to_do(whole):
     assert same == rows
 
 
-def test_workers_and_augmentation_are_drawn_again_as_they_were(tmp_path, monkeypatch):
+@pytest.mark.parametrize('workers, step', [(1, 9), (0, 9), (0, 2), (0, 3)])
+def test_workers_and_augmentation_are_drawn_again_as_they_were(workers, step, tmp_path, monkeypatch):
+    "Without a worker images and gates draw from one generator, and Accelerate reads an image before it is wanted"
     class Noisy(torch.utils.data.Dataset):
         def __len__(self): return 48
         def __getitem__(self, i): return torch.randn(3, 32, 32) + i / 48, i % 10
     def go(out, **more):
-        model = make('as-vit')
-        loader = torch.utils.data.DataLoader(Noisy(), 8, shuffle=True, num_workers=1, generator=torch.Generator())
+        model = make('adavit')
+        loader = torch.utils.data.DataLoader(Noisy(), 8, shuffle=True, num_workers=workers, generator=torch.Generator())
         return model, fit(model, loader, epochs=2, out=out, every=1, progress=False, device='cpu', **more)
     whole, rows = go(tmp_path/'whole')
     with monkeypatch.context() as m, pytest.raises(Pulled):
-        stop_before(m, 9)
+        stop_before(m, step)
         go(tmp_path/'torn')
     again, more = go(tmp_path/'torn', resume=True)
     assert_same(again, whole)
@@ -222,6 +224,31 @@ def test_another_method_backbone_or_data_is_another_run(whole):
         fit(model, digits(), out=tmp_path, resume=True, progress=False, **RECIPE)
     with pytest.raises(ValueError, match='whose batches is 7, and here it is 4'):
         fit(make('as-vit'), digits(size=64), out=tmp_path, resume=True, progress=False, device='cpu', **RECIPE)
+
+
+def test_another_teacher_validation_or_part_of_the_data_is_another_run(whole):
+    out, *_ = whole('as-vit')
+    def go(loader=None, val=True, teacher=None):
+        fit(make('as-vit'), loader or digits(), digits('test', 32) if val else None, teacher=teacher, out=out, resume=True, progress=False, device='cpu', every=1, **RECIPE)
+    with pytest.raises(ValueError, match='whose teacher is .*, and here it is None'): go()
+    with pytest.raises(ValueError, match='whose teacher is '): go(teacher=digits_vit(img_size=32, depth=2))
+    with pytest.raises(ValueError, match='whose validation is ClutteredDigits.*, and here it is nothing'): go(val=False, teacher=make('dense'))
+    with pytest.raises(ValueError, match='whose data is .*112 images, and here it is .*111 images'): go(digits(size=111), teacher=make('dense'))
+
+
+def test_the_epoch_that_samplers_are_told_goes_on(tmp_path, monkeypatch):
+    told = []
+    class Told(torch.utils.data.Dataset):
+        def set_epoch(self, epoch): told.append(epoch)
+        def __len__(self): return 32
+        def __getitem__(self, i): return torch.full((3, 32, 32), i / 32), i % 10
+    def go(**more): fit(make('dense'), torch.utils.data.DataLoader(Told(), 16), epochs=3, out=tmp_path, progress=False, device='cpu', **more)
+    with monkeypatch.context() as m, pytest.raises(Pulled):
+        stop_before(m, 5)
+        go()
+    assert told == [0, 1, 2]
+    go(resume=True)
+    assert told[3:] == [2]
 
 
 def test_a_folder_with_a_run_is_not_written_over(whole):

@@ -212,6 +212,7 @@ def test_dropout_belongs_to_training():
 def test_route_on_cpu():
     q = torch.zeros(4, H, DH)
     assert attention_route(q, find_runs([2, 2])) == 'plain'
+    assert attention_route(q[:0].bfloat16(), []) == 'plain' == attention_route(q[:0].bfloat16(), find_runs([0, 0]))
     assert attention_route(q.bfloat16(), find_runs([1, 3])) == 'runs'
 
 

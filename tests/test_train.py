@@ -537,7 +537,7 @@ def test_a_teacher_of_other_classes_or_size_is_refused(kind, tmp_path):
     model = make(kind)
     with pytest.raises(ValueError, match='the teacher has 7 classes and the model 4'):
         fit(model, loader(), teacher=tiny(num_classes=7), out=tmp_path/'out', **quick)
-    with pytest.raises(AssertionError, match='32'):
+    with pytest.raises(ValueError, match='the teacher cannot take the images: images are 32x32; this backbone wants 64x64'):
         fit(model, loader(), teacher=tiny(img_size=64), out=tmp_path/'out', **quick)
     assert not (tmp_path/'out').exists()
 
@@ -659,6 +659,67 @@ def test_a_recipe_for_another_method_or_budget_is_refused():
     with pytest.raises(ValueError, match="for 'as-vit' and the model is dense"): fit(tiny(), loader(), recipe='as-vit/deit-s-0.65')
     with pytest.raises(ValueError, match='budget 0.65 and the model has 0.7'): fit(sparse(), loader(), recipe='as-vit/deit-s-0.65')
     with pytest.raises(ValueError, match="no recipe 'as-vit/deit-s'; nearest"): fit(sparse(), loader(), recipe='as-vit/deit-s')
+    with pytest.raises(ValueError, match='budget 0.5 and the model has 0.7'): fit(sparse(), loader(), budget=.5)
+    with pytest.raises(ValueError, match='T=10000.0 and the model has 5.0'): fit(sparse(budget=.65, T=5.), loader(), recipe='as-vit/deit-s-0.65')
+
+
+def test_a_card_tells_the_method_budget_and_batch_that_were_used(tmp_path):
+    fit(sparse(), loader(batch=20), out=tmp_path, **quick)
+    card = (tmp_path/'last'/'README.md').read_text()
+    assert 'method: as-vit' in card and 'budget: 0.7' in card and 'batches of 20, 1 process' in card and 'validated on nothing' in card
+
+
+def test_a_card_tells_what_part_of_the_data_was_used(tmp_path):
+    x, y = pictures()
+    part = DataLoader(torch.utils.data.Subset(TensorDataset(x, y), range(24)), 8)
+    fit(tiny(), part, out=tmp_path, **quick)
+    assert 'Trained on TensorDataset, 24 of 40 images' in (tmp_path/'last'/'README.md').read_text()
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
+    vit = tiny(qkv_bias=False)
+    before = weights(vit)
+    with pytest.raises(ValueError, match='does not rebuild this model'): fit(vit, loader(), out=tmp_path/'out', **quick)
+    assert torch.equal(weights(vit), before) and not (tmp_path/'out').exists()
+
+
+def test_batches_beyond_the_length_are_left_out():
+    class Long(list):
+        def __len__(self): return 2
+    x, y = pictures(48)
+    batches = list(zip(x.split(16), y.split(16)))
+    one, other = tiny(), tiny()
+    row, = fit(one, Long(batches), **quick)
+    fit(other, batches[:2], **quick)
+    assert row['step'] == 2 and torch.equal(weights(one), weights(other))
+
+
+def test_labels_of_any_whole_number_train_alike():
+    x, y = pictures()
+    one, other = tiny(), tiny()
+    fit(one, loader(x, y.int(), shuffle=False), **quick)
+    fit(other, loader(x, y, shuffle=False), **quick)
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_soft_targets_cannot_be_validated_on():
+    x, y = pictures()
+    soft = loader(x, F.one_hot(y, CLASSES).float())
+    with pytest.raises(ValueError, match=r'give class numbers \[B\]$'): fit(tiny(), loader(), soft, **quick)
+    with pytest.raises(ValueError, match=r'give class numbers \[B\]$'): evaluate(tiny(), soft, device='cpu')
+
+
+def test_batches_that_are_no_pairs_are_refused():
+    x, y = pictures()
+    with pytest.raises(ValueError, match='train_loader gives batches of type dict'): fit(tiny(), [dict(image=x, label=y)], **quick)
+    with pytest.raises(ValueError, match='val_loader gives batches of type Tensor'): fit(tiny(), loader(), [x], **quick)
+
+
+def test_a_gradient_that_is_not_finite_in_the_method_alone_stops_the_run():
+    model = sparse()
+    model.vit.requires_grad_(False)
+    model.method.theta.register_hook(lambda g: g * float('nan'))
+    with pytest.raises(ValueError, match="the norm of the method's gradient is nan in step 1"): fit(model, loader(), **quick)
 
 
 @pytest.mark.parametrize('names, match', [('tensorbored', "no tracker 'tensorbored'; nearest: tensorboard"), (['wandb'], 'pip install wandb')])

@@ -4,7 +4,8 @@ at others: accuracy, multiply-adds and time of all of them, taking turns.
     python tools/measure_digits.py
     python tools/measure_digits.py --images 10000 --repeats 20 --out runs/digits_budgets.json
 
-Writes benchmarks/digits_budgets.json, which nbs/70_plots.ipynb shows. Let nothing else run meanwhile.
+Writes benchmarks/digits_budgets.json, which nbs/70_plots.ipynb and nbs/tutorials/which_one.ipynb show. Packed tables loop over
+their images in C++, which is compiled first. Let nothing else run meanwhile.
 """
 import argparse
 import copy
@@ -38,7 +39,7 @@ def main():
     args = p.parse_args()
     models = at_budgets(shipped(), args.budgets, next(iter(digits_loader('train', 256)))[0])
     table = at.benchmark(models, ClutteredDigits('test', size=args.images), batch_size=args.batch_size, repeats=args.repeats,
-                         threads=args.threads)
+                         threads=args.threads, native=True)
     table.save(args.out)
     print(table)
 

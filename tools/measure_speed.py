@@ -67,7 +67,7 @@ def main():
     p.add_argument('--budgets', nargs='+', type=float, default=[.85, .65, .5])
     p.add_argument('--batch-sizes', nargs='+', type=int, default=[32])
     p.add_argument('--images', type=int, default=32, help='of each measurement; a batch where that is more')
-    p.add_argument('--repeats', type=int, default=20)
+    p.add_argument('--repeats', type=int, default=60)
     p.add_argument('--compiled', action='store_true', help='a compiled dense baseline, and compiled parts of the methods')
     p.add_argument('--fall-back', action='store_true', help='let each model take the masked form where it is faster')
     p.add_argument('--python-loops', action='store_true', help='on a CPU, leave the loops over images in Python')
