@@ -296,7 +296,7 @@ def _set_budget(
 def _heard(explorer, message):
     "Answer the budget slider of the page"
     if message.get('kind') != 'budget': return
-    name, explorer.notice = list(explorer.models)[message['run']], ''
+    name, explorer.notice = list(explorer.models)[message['run']], 'Calibrating'
     try: explorer.notice = f"{name} spends {explorer.set_budget(name, message['budget']):.1%} of the dense multiply-adds on these images"
     except ValueError as e: explorer.notice = str(e)
 

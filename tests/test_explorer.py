@@ -243,10 +243,12 @@ def test_another_budget_leaves_the_model_alone(explorer, models, images, name):
 
 
 def test_a_budget_out_of_reach_is_said(explorer):
-    old = explorer.runs
+    old, told = explorer.runs, []
+    explorer.observe(lambda change: told.append(change['new']), 'notice')
     for _ in range(2):
         explorer._handle_custom_msg(dict(kind='budget', run=1, budget=.01), [])
         assert 'out of reach' in explorer.notice and explorer.runs == old
+    assert told == ['Calibrating', explorer.notice] * 2  # the same answer is heard again, and nothing is blank between
     explorer._handle_custom_msg(dict(kind='something else'), [])
     with pytest.raises(ValueError, match='dense is dense'): explorer.set_budget('dense', .5)
 
