@@ -103,11 +103,11 @@ def test_a_key_is_answered_in_a_tenth_of_a_second(show):
       new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => { if (start) times.push(performance.now() - start); start = 0; })))
         .observe(document.querySelector('.at-live'), { childList: true, characterData: true, subtree: true }); }""")
     page.locator('label:has-text("Block") input').focus()
-    for _ in range(9):
+    for n in range(1, 10):
         page.keyboard.press('ArrowRight')
-        page.wait_for_timeout(60)
+        page.wait_for_function('n => times.length === n', arg=n)
     times = sorted(page.evaluate('times'))
-    assert len(times) == 9 and times[4] < 100, times
+    assert times[4] < 100, times
     print(f'a key press takes {times[4]:.0f} ms (median), {times[-1]:.0f} ms (most)')
 
 
@@ -182,11 +182,11 @@ def test_the_table_says_what_the_text_says(show):
 
 def test_play_stops_by_itself(show):
     page = show('one.html')
-    page.locator('label:has-text("Block") input').fill('11')
+    page.locator('label:has-text("Block") input').fill('7')  # far enough from the end that Stop is seen on a busy machine
     assert page.get_by_role('button', name='Stop').count() == 0
     page.get_by_role('button', name='Play').click()
     page.get_by_role('button', name='Stop').wait_for()
-    page.get_by_role('button', name='Play').wait_for(timeout=5000)
+    page.get_by_role('button', name='Play').wait_for()
     assert 'block 12' in live(page)
 
 
