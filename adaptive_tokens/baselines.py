@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .blocks import attention_dropout, feed_forward, project, queries_keys_values, run_block
 from .cost import class_row_macs, macs, match_macs, mlp_macs
 from .model import Method, no_record, register
+from .tokens import no_autocast
 
 # %% ../nbs/40_baselines.ipynb #5562bfb0
 def largest(
@@ -181,7 +182,7 @@ def match_pairs(
     r:int,    # pairs per image
 ) -> tuple[Tensor, Tensor, Tensor]: # who goes, into whom [B, r]; the order in which the others are dealt next [B, n - r]
     "Bipartite soft matching (ToMe): each even patch finds its most alike odd one, the r best pairs count"
-    best, into = (f[:, ::2] @ f[:, 1::2].mT).max(-1)
+    with no_autocast(f): best, into = (f[:, ::2] @ f[:, 1::2].mT).max(-1)
     ranked = best.argsort(1, descending=True)
     src, rest = ranked.tensor_split([r], 1)
     B = torch.arange(1, f.shape[1], 2, device=f.device).expand(len(f), -1)

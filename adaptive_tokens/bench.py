@@ -608,8 +608,9 @@ def where_time_goes(
     "What a call spends its time on, by torch.profiler: own time of the calling thread's operators on a CPU, of the kernels they launch on CUDA"
     cuda = images.is_cuda
     model(images)
+    wall = sum(seconds(model, images) for _ in range(calls))  # the profiler stretches it
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as seen:
-        wall = sum(seconds(model, images) for _ in range(calls))
+        for _ in range(calls): seconds(model, images)
     events, spent = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU], dict.fromkeys([*OPERATORS, 'other'], 0.)
     for e in events: spent[kind_of(e.key)] += e.self_device_time_total if cuda else e.self_cpu_time_total  # microseconds
     total = sum(spent.values())
@@ -681,7 +682,7 @@ def benchmark(
     models, images = placed(models, device, dtype), images.to(device, dtype)
     with thread_count(threads), cpp_loops(native and device.type == 'cpu'):
         if compiled: models = with_compiled(models, dense, images[:1])
-        fitted, parts = halving(lambda size: measure(models, images, size, repeats, latency_repeats, progress, fall_back), batch_size)
+        fitted, parts = halving(lambda size: measure(models, images, size, repeats, latency_repeats, progress, fall_back), min(batch_size, len(images)))
         done = len(parts['passes'][dense])
         meta = circumstances(device, dtype, batch_size=fitted, n=len(images), image_size=list(images.shape[2:]), repeats=done,
                              latency_repeats=latency_repeats, dense=dense, native=bool(NATIVE) and device.type == 'cpu', compiled=compiled,

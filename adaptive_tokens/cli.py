@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['KINDS', 'MODELS', 'DATA', 'WORK', 'OPTIONS', 'EVERYWHERE', 'NUMBERS', 'COMMANDS', 'FOLDERS', 'BY_NAME', 'TIMING',
            'STYLE', 'CHECKPOINTS', 'MEANS', 'LEAD', 'LINK', 'REFUSED', 'check_folder', 'results', 'tell', 'load',
-           'make_backbone', 'sample', 'find_images', 'classes_in', 'class_folders', 'with_fitting_labels', 'from_one',
-           'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser', 'chosen', 'baseline', 'aim',
-           'check_budgets', 'by_form', 'adapted', 'bench', 'swept', 'calibrate', 'numbers_of', 'per_process',
-           'prepared', 'validation', 'check_same_classes', 'unless_empty', 'train', 'conclusion', 'as_table',
-           'as_figure', 'as_page', 'report', 'by_level', 'table_of_levels', 'pictures', 'picture_of', 'shipped', 'demo',
-           'check_file', 'shown', 'explore', 'say', 'main']
+           'make_backbone', 'sample', 'find_images', 'check_reading', 'classes_in', 'class_folders',
+           'with_fitting_labels', 'from_one', 'from_zero', 'Unset', 'command', 'as_argument', 'Parser', 'make_parser',
+           'chosen', 'baseline', 'aim', 'check_budgets', 'by_form', 'adapted', 'bench', 'swept', 'calibrate',
+           'numbers_of', 'per_process', 'prepared', 'validation', 'check_same_classes', 'unless_empty', 'train',
+           'conclusion', 'as_table', 'as_figure', 'as_page', 'report', 'by_level', 'table_of_levels', 'pictures',
+           'picture_of', 'shipped', 'demo', 'check_file', 'shown', 'explore', 'say', 'main']
 
 # %% ../nbs/80_cli.ipynb #53c6226b
 import argparse
@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib.resources import files
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -145,6 +145,17 @@ def find_images(
         said = f'--reader {args.reader!r}, --class-map {args.class_map!r}'
         raise ValueError(f'timm cannot read {root!r} ({said}): {e!r}') from None
     return sample(loader, n, args.seed, skip, training) if n else loader
+
+
+def check_reading(
+    models:dict[str, nn.Module], # by name
+):
+    "Raise ValueError, naming two models, unless all of them want photographs normalised alike"
+    wants = {name: resolve_model_data_config(getattr(model, 'vit', model)) for name, model in models.items()}
+    first = next(iter(wants))
+    for (name, want), k in product(wants.items(), ('mean', 'std')):
+        if list(want[k]) != list(wants[first][k]):
+            raise ValueError(f'{first} wants images of {k} {tuple(wants[first][k])}, {name} of {tuple(want[k])}: look at them one by one')
 
 # %% ../nbs/80_cli.ipynb #a9f204b7
 def classes_in(
@@ -401,6 +412,7 @@ def bench(args):
     with results(args.out) as folder:
         models = {where: load(where) for where in args.model or []}
         name, dense = baseline(args, models)
+        if args.images != 'digits': check_reading({name: dense, **models})
         measured = find_images(args, dense, args.images, args.split, args.n)
         models = {name: dense, **models, **adapted(args, dense)}
         images, labels = with_fitting_labels(measured, dense.num_classes)
@@ -809,6 +821,7 @@ def explore(args):
     models = {where: load(where) for where in args.model} if args.model else dict(list(shipped().items())[:MOST])
     first = next(iter(models.values()))
     vit = getattr(first, 'vit', first)
+    if args.images != 'digits': check_reading(models)
     loader = find_images(argparse.Namespace(**vars(args), batch_size=args.n), vit, args.images, args.split, args.n)
     images, labels = with_fitting_labels(loader, vit.num_classes)
     models = {name: model.to(device) for name, model in models.items()}
@@ -843,5 +856,5 @@ def main(
         except KeyboardInterrupt: return say('interrupted', 'nothing half-written is left', 130)
         except REFUSED as e:
             if args.debug: raise
-            return say('error', f'{e}; try a smaller --batch-size' if isinstance(e, torch.OutOfMemoryError) else e, 2)
+            return say('error', f'{e}; try a smaller --{"batch-size" if hasattr(args, "batch_size") else "n"}' if isinstance(e, torch.OutOfMemoryError) else e, 2)
     return 0

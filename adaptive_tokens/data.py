@@ -7,8 +7,8 @@ __all__ = ['GOLDEN', 'SPLITS', 'INK', 'PIECES', 'LEVELS', 'BACKGROUND', 'SCALE',
            'TRAIN_SPLITS', 'mix', 'random_bits', 'below', 'nearest', 'digits', 'axis_weights', 'paste', 'digit_ink',
            'stroke_glyphs', 'piece_glyphs', 'clutter_ink', 'Level', 'pixel_noise', 'compose', 'evidence', 'DigitBatch',
            'render', 'check_geometry', 'level_index', 'image_indices', 'normalize', 'ClutteredDigits', 'digits_loader',
-           'digits_vit', 'StrictImages', 'image_transform', 'check_root', 'open_images', 'check_classes',
-           'image_loader']
+           'digits_vit', 'StrictImages', 'image_transform', 'check_root', 'find_class_map', 'open_images',
+           'check_classes', 'image_loader']
 
 # %% ../nbs/03_data.ipynb #7431797a
 import difflib
@@ -338,7 +338,7 @@ def digits_vit(
     "The small backbone for Cluttered Digits, its positions started as sines"
     vit = timm.create_model(**{**DIGITS_BACKBONE, **changes})
     sines = build_sincos2d_pos_embed(vit.patch_embed.grid_size, vit.embed_dim, temperature=100.)
-    with torch.no_grad(): vit.pos_embed[0, vit.num_prefix_tokens:].copy_(sines / 2)
+    with torch.no_grad(): vit.pos_embed[0, -len(sines):].copy_(sines / 2)
     return vit
 
 # %% ../nbs/03_data.ipynb #160034d2
@@ -353,19 +353,22 @@ class StrictImages(Dataset):
 
     def __len__(self): return len(self.data)
     def __getitem__(self, i):
-        file, label, *_ = self.data.reader[i]
-        try: image = Image.open(file).convert('RGB')
-        except (OSError, SyntaxError) as e: return self.next(i, e)
-        return self.data.transform(image), -1 if label is None else int(label)
+        for at in [i, *((i + k) % len(self) for k in range(1, len(self)))]:
+            try: image, label = self.read(at)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: self.note(at, e)
+            else: return self.data.transform(image), -1 if label is None else int(label)
+        raise ValueError(f'none of the {len(self)} images can be read')
 
-    def next(self, i, e):
-        "Another image in place of `i`; raises ValueError where none shall be taken, or there is none"
+    def read(self, i):
+        file, label, *_ = self.data.reader[i]
+        return Image.open(file).convert(self.data.input_img_mode), label
+
+    def note(self, i, e):
+        "Raise ValueError for an image that cannot be read; or warn, and remember it"
         if not self.skip: raise ValueError(f"cannot read image {self.filename(i)!r}: {e}; replace or remove it, "
                                            "or pass unreadable='skip'") from e
-        if not self.unread[i]: warnings.warn(f'image {self.filename(i)!r} cannot be read and is skipped: {e}', stacklevel=2)
+        if not self.unread[i]: warnings.warn(f'image {self.filename(i)!r} cannot be read and is skipped: {e}', stacklevel=3)
         self.unread[i] = True
-        if self.unread.all(): raise ValueError(f'none of the {len(self)} images can be read; the last: {e}') from e
-        return self[(i + 1) % len(self)]
 
     @property
     def skipped(self): return [self.filename(i) for i in self.unread.nonzero().flatten().tolist()]  # names, so far
@@ -396,7 +399,6 @@ EVAL_SPLITS, TRAIN_SPLITS = ('validation', 'val', 'valid', 'eval', 'evaluation',
 def check_root(
     root:str,       # folder or tar file
     split:str,      # a subfolder of the root, or a usual name of a split
-    class_map=None, # text file with one class folder per line, or a dict
 ):
     "Raise FileNotFoundError or ValueError that names what is missing"
     if not os.path.exists(root): raise FileNotFoundError(f'no folder or tar file {str(root)!r}')
@@ -405,9 +407,18 @@ def check_root(
     if split not in (*folders, *usual): raise nearest('split', split, dict.fromkeys([*usual, *folders]))
     if os.path.isfile(root) and os.path.splitext(root)[1] != '.tar':
         raise ValueError(f'{str(root)!r} is neither a folder nor a .tar file')
-    if isinstance(class_map, (str, os.PathLike)):
-        if not any(os.path.isfile(p) for p in (class_map, os.path.join(root, class_map))):
-            raise FileNotFoundError(f'no class map file {str(class_map)!r}')
+
+
+def find_class_map(
+    root:str,  # folder or tar file
+    class_map, # text file with one class folder per line, here or in the root; a dict or None stays as it is
+):             # its path
+    "Raise FileNotFoundError if there is none, ValueError for another kind of file"
+    if not isinstance(class_map, (str, os.PathLike)): return class_map
+    if Path(class_map).suffix != '.txt': raise ValueError(f'class map {str(class_map)!r} is no .txt file: give one with one class folder per line')
+    for path in (Path(class_map), Path(root)/class_map):
+        if path.is_file(): return str(path)
+    raise FileNotFoundError(f'no class map file {str(class_map)!r}, here or in {str(root)!r}')
 
 # %% ../nbs/03_data.ipynb #68a271b0
 def open_images(
@@ -419,7 +430,8 @@ def open_images(
 ) -> Dataset:        # a timm image data set
     "timm's data set, its failures put into one sentence that names root, folder and extensions"
     if '/' in name: return create_dataset(name, root=root, split=split, class_map=class_map, **kwargs)
-    check_root(root, split, class_map)
+    check_root(root, split)
+    class_map = find_class_map(root, class_map)
     try: return create_dataset(name, root=root, split=split, class_map=class_map, **kwargs)
     except tarfile.TarError as e: raise ValueError(f'{str(root)!r} is not a whole tar file: {e}') from e
     except (RuntimeError, ValueError) as e:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/71_explorer.ipynb #a7224845
 from .bench import METHOD_COLOURS, OTHER_METHOD
-from .blocks import check_images
+from .blocks import check_backbone, check_images
 from .cost import macs
 from .gating import AdaViT
 from .halting import AViT
@@ -298,7 +298,7 @@ def _heard(explorer, message):
     if message.get('kind') != 'budget': return
     name, explorer.notice = list(explorer.models)[message['run']], 'Calibrating'
     try: explorer.notice = f"{name} spends {explorer.set_budget(name, message['budget']):.1%} of the dense multiply-adds on these images"
-    except ValueError as e: explorer.notice = str(e)
+    except (ValueError, RuntimeError) as e: explorer.notice = str(e)  # out of reach, or out of memory
 
 # %% ../nbs/71_explorer.ipynb #fa358ff7
 MOST = 5  # models side by side: the dense one and four methods
@@ -311,7 +311,9 @@ def check_explored(
 ):
     "Raise ValueError for models and images that cannot be shown together"
     if not 1 <= len(models) <= MOST: raise ValueError(f'{len(models)} models: give 1 to {MOST}, more do not fit side by side')
-    for model in models.values(): check_images(getattr(model, 'vit', model), images)
+    for model in models.values():
+        check_backbone(getattr(model, 'vit', model))
+        check_images(getattr(model, 'vit', model), images)
     if not len(images): raise ValueError('there are no images to explore: give at least one')
     shapes = {name: (*grid_of(m, images), len(getattr(m, 'vit', m).blocks)) for name, m in models.items()}
     if len(set(shapes.values())) > 1:

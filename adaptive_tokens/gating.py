@@ -23,7 +23,7 @@ from .cost import head_macs, macs, stem_macs
 from .data import nearest
 from .devices import over_ranks
 from .halting import closest, mean_share
-from .model import Gates, Method, Recorder, no_record, register
+from .model import Gates, Method, Recorder, all_or_nothing, no_record, register
 from .tokens import MaskedTokens, PackedTokens, Tokens, attend_runs, find_runs, native, ragged_attention
 
 # %% ../nbs/20_gating.ipynb #d1889251
@@ -462,10 +462,6 @@ def balance(method, vit, batches, spread=8., rounds=5):
 
 def _calibrate(method, vit, batches, budget):
     "Usage by kind, then the common shift that comes closest to the budget; raises ValueError below the least possible cost"
-    before, state = method.budget, {name: value.clone() for name, value in method.state_dict().items()}
-    method.budget = budget
-    if budget == 1: return 1.
-    if method.given is None and budget != before: method.target.fill_(common_target(method, vit, budget))
     batches, own = [images.to(method.target.device) for images in batches], ()
 
     def set_shift(shift):
@@ -474,7 +470,10 @@ def _calibrate(method, vit, batches, budget):
     def share_at(shift):
         set_shift(shift)
         return mean_share(method, vit, batches)
-    try:
+    with all_or_nothing(method):
+        before, method.budget = method.budget, budget
+        if budget == 1: return 1.
+        if method.given is None and budget != before: method.target.fill_(common_target(method, vit, budget))
         method.start(vit, batches)
         own = [b.clone() for b in biases(method)]
         if (least := share_at(-100.)) > budget:
@@ -484,9 +483,5 @@ def _calibrate(method, vit, batches, budget):
         balance(method, vit, batches)
         own = [b.clone() for b in biases(method)]
         spent, shift = closest(share_at, -40., 40., budget, falls=False)
-    except BaseException:
-        method.budget = before
-        method.load_state_dict(state)
-        raise
-    set_shift(shift)
+        set_shift(shift)
     return spent

@@ -17,7 +17,7 @@ from .blocks import embed, run_block
 from .cost import macs
 from .data import nearest
 from .devices import over_ranks
-from .model import Method, Recorder, no_record, register
+from .model import Method, Recorder, all_or_nothing, no_record, register
 from .tokens import MaskedTokens, PackedTokens, Tokens
 
 # %% ../nbs/10_halting.ipynb #36fa2932
@@ -279,12 +279,11 @@ def closest(
 # %% ../nbs/10_halting.ipynb #4a918d13
 def _calibrate(method, vit, batches, budget):
     "Common shift that comes closest to the budget, by bisection; raises ValueError below the least possible cost"
-    previous, method.budget = (method.budget, method.beta.clone()), budget
-    if budget == 1: return 1.
-    try: spent, method.beta[:] = _common_shift(method, vit, [images.to(method.beta.device) for images in batches], budget)
-    except BaseException:
-        method.budget, method.beta[:] = previous
-        raise
+    with all_or_nothing(method):
+        if method.given is None: method.centre.add_(budget_depth(vit, budget) - budget_depth(vit, method.budget)).clamp_(1, len(vit.blocks))
+        method.budget = budget
+        if budget == 1: return 1.
+        spent, method.beta[:] = _common_shift(method, vit, [images.to(method.beta.device) for images in batches], budget)
     return spent
 
 

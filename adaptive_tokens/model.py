@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'EXECUTIONS', 'Method', 'check_budget', 'register', 'Trace', 'Gates', 'no_record', 'Recorder',
-           'AdaptiveViT', 'normed', 'check_options', 'adapt', 'create_model', 'losses', 'calibrate', 'describe',
-           'check_checkpoint']
+           'AdaptiveViT', 'normed', 'check_options', 'adapt', 'create_model', 'losses', 'all_or_nothing', 'calibrate',
+           'describe', 'check_checkpoint']
 
 # %% ../nbs/04_model.ipynb #56277c6e
 import json
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -277,6 +279,19 @@ def losses(
     return {'loss': sum(terms.values()), **terms}
 
 # %% ../nbs/04_model.ipynb #4da5d26e
+@contextmanager
+def all_or_nothing(
+    method:Method, # its budget and its tensors may change inside
+):
+    "If the block fails, the method has its former budget and tensors again"
+    budget, state = method.budget, {name: value.clone() for name, value in method.state_dict().items()}
+    try: yield
+    except BaseException:
+        method.budget = budget
+        method.load_state_dict(state)
+        raise
+
+
 def calibrate(
     model:AdaptiveViT,  # its method's knob is changed, its weights are not
     batches:Iterable,   # image batches [B, C, height, width], or (images, ...) tuples; a loader will do
@@ -287,6 +302,8 @@ def calibrate(
     batches = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
     if not batches: raise ValueError('no batches to calibrate on: give at least one batch of images')
     for images in batches: check_images(model.vit, images)
+    sizes = list(dict.fromkeys(f'{images.shape[2]}x{images.shape[3]}' for images in batches))
+    if len(sizes) > 1: raise ValueError(f'batches hold images of {" and of ".join(sizes)}: calibrate on one size')
     training = model.training
     try:
         with torch.no_grad(): spent = model.eval().method.calibrate(model.vit, batches, budget)
@@ -321,12 +338,19 @@ def _parts(vit):
 def _config(model):
     "How to rebuild a model; raises ValueError where the backbone's arguments do not give this backbone"
     backbone = model.backbone or describe(model.vit)
-    with torch.device('meta'): rebuilt = _parts(timm.create_model(**backbone))
-    odd = sorted(set(rebuilt.items()) ^ set(_parts(model.vit).items()))
+    with torch.device('meta'): rebuilt = timm.create_model(**backbone)
+    odd = sorted(set(_parts(rebuilt).items()) ^ set(_parts(model.vit).items()))
     if odd: raise ValueError(f'timm.create_model(**{backbone}) does not rebuild this backbone: {odd[0][0]} differs. Set '
                              'model.backbone to the arguments that do, or make the model with adaptive_tokens.create_model')
+    if how := _reading(model.vit, rebuilt): backbone = dict(backbone, pretrained_cfg_overlay=how)
     method = dict(name=model.method.name, budget=model.method.budget, **model.method.options())
     return dict(backbone=backbone, method=method, timm=timm.__version__)
+
+
+def _reading(vit, rebuilt):
+    "How images must be prepared for a backbone, where another of its name and shape would be told otherwise"
+    own, other = resolve_model_data_config(vit), resolve_model_data_config(rebuilt)
+    return {k: own[k] for k in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode') if json.dumps(own[k]) != json.dumps(other[k])}
 
 
 def _rebuild(config, where):

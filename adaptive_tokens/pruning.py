@@ -20,7 +20,7 @@ from .blocks import attention_dropout, embed, feed_forward, project, queries_key
 from .cost import class_row_macs, macs, match_macs, mlp_macs
 from .data import nearest
 from .devices import over_ranks
-from .model import Method, adapt, calibrate, no_record, register
+from .model import Method, adapt, all_or_nothing, calibrate, no_record, register
 from .tokens import PackedTokens, Tokens
 
 # %% ../nbs/30_pruning.ipynb #98e6f682
@@ -125,6 +125,8 @@ class ASViT(Method):
     ):
         super().__init__(vit, budget)
         self.places = check_places(vit, places, ramp, fold)
+        if theta is not None and places is not None and tuple(places) != self.places:
+            raise ValueError(f'places are {tuple(places)}: beside thresholds give them in rising order, each once')
         self.T, self.budget_weight, self.patience, self.ramp, self.fold = T, budget_weight, patience, ramp, fold
         if theta is not None and len(theta) != len(self.places):
             raise ValueError(f'{len(theta)} thresholds for {len(self.places)} places {self.places}: give one per place')
@@ -157,6 +159,7 @@ def check_places(vit, places, ramp=1., fold=None):
     if fold not in FOLDS: raise nearest('fold', fold, [f for f in FOLDS if f])
     if ramp < 0: raise ValueError(f'ramp is {ramp}; it must be 0 or more: 1 for equal shares, above 1 for gentle first stages')
     L = len(vit.blocks)
+    if L < 2: raise ValueError('AS-ViT drops patches between blocks, and this backbone has one block: take one with two or more')
     if not vit.has_class_token: raise ValueError('AS-ViT scores patches by what the class token attends to, and this '
                                                  'backbone has none: take one with class_token=True')
     if places is None: return default_places(L) if fold != 'merge' else tuple(range(default_places(L)[0], default_places(L)[-1] + 1))
@@ -213,23 +216,21 @@ def _draw_lines(method, vit, level, q):
 # %% ../nbs/30_pruning.ipynb #198d31e4
 def _calibrate(method, vit, batches, budget):
     "Largest q on the grid whose mean cost is within the budget; raises ValueError below the least possible cost"
-    device, previous = method.theta.device, method.budget
-    method.budget = budget
-    if budget == 1: return 1.
-    level = [_to_stage(FOLDS[method.fold].score, vit.blocks, PackedTokens(embed(vit, b.to(device)), vit.num_prefix_tokens),
-                       0, method.places[0]) for b in batches]
-    low, high = 0, 1024
-    theta, spent = _draw_lines(method, vit, level, 0.)
-    if spent > budget:
-        method.budget = previous
-        raise ValueError(f'budget {budget} is out of reach: with every patch dropped after blocks {method.places} '
-                         f'{spent:.3f} of the dense multiply-adds remain')
-    while high - low > 1:
-        middle = (low + high) // 2
-        lines, cost = _draw_lines(method, vit, level, middle / 1024)
-        if cost <= budget: low, theta, spent = middle, lines, cost
-        else: high = middle
-    method.theta.data.copy_(theta)
+    with all_or_nothing(method):
+        method.budget = budget
+        if budget == 1: return 1.
+        level = [_to_stage(FOLDS[method.fold].score, vit.blocks, PackedTokens(embed(vit, b.to(method.theta.device)), vit.num_prefix_tokens),
+                           0, method.places[0]) for b in batches]
+        theta, spent = _draw_lines(method, vit, level, 0.)
+        if spent > budget: raise ValueError(f'budget {budget} is out of reach: with every patch dropped after blocks {method.places} '
+                                            f'{spent:.3f} of the dense multiply-adds remain')
+        low, high = 0, 1024
+        while high - low > 1:
+            middle = (low + high) // 2
+            lines, cost = _draw_lines(method, vit, level, middle / 1024)
+            if cost <= budget: low, theta, spent = middle, lines, cost
+            else: high = middle
+        method.theta.data.copy_(theta)
     return spent
 
 # %% ../nbs/30_pruning.ipynb #4494496a
@@ -267,10 +268,12 @@ def revive(
         if method.silent[s] < method.patience: continue
         S = trace.score[:, p - 1, vit.num_prefix_tokens:].detach()
         S = S[~S.isnan()]
-        if not len(S): continue  # an earlier stage let nothing through: wait until it does
-        theta = share_threshold(S, common_share(vit, method.places, method.budget, method.ramp)**method.ramp**s)
+        line = share_threshold(S, common_share(vit, method.places, method.budget, method.ramp)**method.ramp**s) if len(S) else S.new_zeros(())
+        line, there = over_ranks(torch.stack([line, line.new_tensor(float(len(S) > 0))])).tolist()  # of the processes that have scores
+        if not there: continue  # an earlier stage let nothing through: wait until it does
+        theta = line / there
         warnings.warn(f'threshold after block {p} has had exactly zero gradient for {method.patience} steps: no score came '
-                      f'near {method.theta[s].item():.4g}. Reset to {theta.item():.4g}', stacklevel=2)
+                      f'near {method.theta[s].item():.4g}. Reset to {theta:.4g}', stacklevel=2)
         method.theta.data[s], method.silent[s] = theta, 0
 
 # %% ../nbs/30_pruning.ipynb #80599b9a

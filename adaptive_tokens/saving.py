@@ -98,6 +98,7 @@ def load_dense(
         raise ValueError(f'{weights} is damaged or cut off ({e}): copy or train it again') from None
     except RuntimeError as e:
         raise ValueError(f'{weights} holds another architecture than {config} says: {str(e)[:300]}') from None
+    check_backbone(vit)
     return vit.eval()
 
 

@@ -13,9 +13,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 import adaptive_tokens as at
 from adaptive_tokens import cli
@@ -716,3 +718,27 @@ def test_debug_shows_the_error_and_a_bug_is_never_hidden(dense, monkeypatch):
     def bug(args): raise RuntimeError('index out of range in self')
     monkeypatch.setitem(cli.COMMANDS['bench'], 'run', bug)
     with pytest.raises(RuntimeError): cli.main(['bench'])
+
+
+# --- what does not go together
+
+def test_models_that_want_other_photographs_are_not_looked_at_together(refused, copied, photos):
+    first, second = copied('dense', 'first'), copied('dense', 'second')
+    config = json.loads((second/'config.json').read_text())
+    config['pretrained_cfg']['mean'] = [.1, .2, .3]
+    (second/'config.json').write_text(json.dumps(config))
+    parts = [str(first), str(second), '(0.1, 0.2, 0.3)', 'one by one']
+    for command in ('bench', 'explore'): refused(parts, command, '--model', first, second, '--images', photos, '--split', 'val')
+
+
+@pytest.mark.parametrize('command', ['bench', 'explore'])
+def test_a_checkpoint_that_is_no_transformer_is_refused(refused, tmp_path, command):
+    save_for_hf(timm.create_model('test_resnet'), tmp_path/'resnet', safe_serialization=True)
+    refused(['ResNet', 'What works'], command, '--model', tmp_path/'resnet')
+
+
+@pytest.mark.parametrize('command, module, option', [('explore', 'look_into', '--n'), ('bench', 'benchmark', '--batch-size')])
+def test_memory_that_ends_names_an_option_that_there_is(refused, dense, monkeypatch, command, module, option):
+    def ended(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(cli, module, ended)
+    refused([f'try a smaller {option}'], command, '--model', dense)

@@ -382,3 +382,47 @@ def test_a_class_without_an_image_is_refused_in_training_and_said_of_a_class_map
     names = dict(class0=0, class1=1, class2=2, class3=3, class9=4)
     with pytest.warns(UserWarning, match="1 of 5 classes have no image in .*, the first: 'class9'"):
         image_loader(photos, vit, training=True, class_map=names)
+
+
+@pytest.mark.parametrize('spoil, says', [
+    (lambda file, m: file.unlink() or file.symlink_to(file.with_name('nowhere.png')), 'No such file'),
+    (lambda file, m: file.write_text('no image'), 'cannot identify'),
+    (lambda file, m: Image.new('L', (3000, 3000)).save(file) or m.setattr(Image, 'MAX_IMAGE_PIXELS', 4_000_000), 'decompression bomb'),
+], ids=['dangling link', 'text', 'far too many pixels'])
+def test_whatever_hinders_reading_names_the_file(photos, vit, monkeypatch, spoil, says):
+    loader = image_loader(photos, vit)
+    spoil(photos/'class1'/'photo.png', monkeypatch)
+    with pytest.raises(ValueError, match=f"cannot read image 'class1/photo.png'.*{says}"): list(loader)
+    with pytest.warns(UserWarning, match='is skipped'): labels = torch.cat([y for _, y in image_loader(photos, vit, unreadable='skip')])
+    assert labels.tolist() == [0, 2, 2, 3]
+
+
+def test_a_thousand_unreadable_files_in_a_row_are_skipped(photos, vit):
+    for n in range(1000): (photos/'class1'/f'{n:04}.png').write_text('no image')
+    data = image_loader(photos, vit, unreadable='skip').dataset
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert data[1][1] == 1 and len(data.skipped) == 1000  # class1/photo.png comes last of its class
+    with pytest.raises(IndexError): data[len(data)]
+
+
+def test_grey_images_for_a_backbone_of_one_channel(photos):
+    vit = timm.create_model('test_vit', in_chans=1)
+    images, _ = next(iter(image_loader(photos, vit, data_options=dict(input_img_mode='L'), mean=(.5,), std=(.5,))))
+    assert images.shape[1] == 1
+
+
+def test_a_class_map_may_lie_beside_the_splits(photos, vit, tmp_path):
+    (root := tmp_path/'sets').mkdir()
+    photos.rename(root/'val')
+    (root/'names.txt').write_text('class3\nclass2\nclass1\nclass0\n')
+    labels = torch.cat([y for _, y in image_loader(root, vit, split='val', class_map='names.txt')])
+    assert sorted(labels.tolist()) == [0, 1, 2, 3]
+    (root/'names.csv').write_text('class3\n')
+    with pytest.raises(ValueError, match="class map 'names.csv' is no .txt file"): image_loader(root, vit, split='val', class_map='names.csv')
+
+
+@pytest.mark.parametrize('changes', [dict(no_embed_class=True), dict(reg_tokens=2), dict(model_name='deit3_small_patch16_224')], ids=str)
+def test_positions_of_patches_start_as_sines_whatever_comes_before(changes):
+    vit = d.digits_vit(**changes)
+    torch.testing.assert_close(vit.pos_embed[0, -64:], d.digits_vit().pos_embed[0, 1:])

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import adaptive_tokens as at
+from adaptive_tokens.blocks import UnsupportedBackbone
 from adaptive_tokens.cli import shipped
 from adaptive_tokens.data import ClutteredDigits, normalize
 from adaptive_tokens.explorer import SCRIPT, STYLE, as_frame, as_page, data_url, levels_of, lines_of, observe, quantised
@@ -308,3 +309,14 @@ def test_shipped_models_fit():
     models = shipped()
     explorer = at.explore(models, normalize(ClutteredDigits('test').batch(range(2)).images))
     assert [run['name'] for run in explorer.runs] == list(models) and {'dense', *METHODS} <= set(models)
+
+
+def test_memory_that_ends_is_said(explorer, monkeypatch):
+    def ended(*_): raise torch.OutOfMemoryError('memory ended')
+    monkeypatch.setattr('adaptive_tokens.explorer.calibrate', ended)
+    explorer._handle_custom_msg(dict(kind='budget', run=1, budget=.5), [])
+    assert explorer.notice == 'memory ended'
+
+
+def test_another_architecture_is_refused(images):
+    with pytest.raises(UnsupportedBackbone, match='ResNet'): at.explore(timm.create_model('test_resnet'), images)

@@ -388,3 +388,16 @@ def test_training_drives_the_mean_depth_to_its_target(budget):
     at.fit(model, torch.utils.data.DataLoader(data, 8), epochs=60, lr=2e-3, progress=False, device='cpu')
     with torch.no_grad(): trace = model(images, return_trace=True)[1]
     assert abs(trace.depth.float().mean().item() - budget_depth(vit, budget)) < .5
+
+
+def test_the_centre_follows_a_budget_that_is_calibrated():
+    vit, images = build()
+    model = at.adapt(vit, 'a-vit', 1.)
+    at.calibrate(model, [images], .5)
+    assert model.method.centre.item() == pytest.approx(budget_depth(vit, .5), abs=1e-4)
+    model.method.centre += .3  # training has moved it
+    at.calibrate(model, [images], .6)
+    assert model.method.centre.item() == pytest.approx(budget_depth(vit, .6) + .3, abs=1e-4)
+    given = at.adapt(vit, 'a-vit', centre=3.)
+    at.calibrate(given, [images], .6)
+    assert given.method.centre == 3

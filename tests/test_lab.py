@@ -108,3 +108,7 @@ def test_the_explorer_lives_in_jupyterlab(page):
     for _ in range(3): page.keyboard.press('ArrowLeft')
     wait_for(lambda: re.search('as-vit spends (4|50)', page.locator('[role=status]').inner_text()))  # each press is answered, in turn
     assert facts.inner_text() != before
+    assert budget.get_attribute('aria-label') == 'Budget of as-vit' and budget.get_attribute('aria-valuetext') == '50 %'
+    page.keyboard.press('Home')
+    wait_for(lambda: 'out of reach' in page.locator('[role=status]').inner_text())
+    assert budget.input_value() == '0.5' and budget.get_attribute('aria-valuetext') == '50 %'  # what is in force

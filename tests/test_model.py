@@ -5,6 +5,7 @@ import os
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 
 import adaptive_tokens as at
@@ -212,3 +213,24 @@ def test_an_option_that_a_method_does_not_have_is_named():
     vit = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
     with pytest.raises(ValueError, match="no option of as-vit 'plases'; nearest: places"): at.adapt(vit, 'as-vit', plases=(1,))
     with pytest.raises(ValueError, match="no option of a-vit 'budget_weight'"): at.adapt(vit, 'a-vit', budget_weight=1.)
+
+
+@pytest.mark.parametrize('name', ['as-vit', 'a-vit', 'adavit', 'tome'])
+def test_batches_of_two_sizes_are_not_calibrated_on(name):
+    model = at.adapt(small(dynamic_img_size=True), name)
+    with pytest.raises(ValueError, match='images of 64x64 and of 96x96: calibrate on one size'):
+        at.calibrate(model, [torch.randn(2, 3, 64, 64), torch.randn(2, 3, 96, 96)], .7)
+
+
+def test_a_checkpoint_knows_how_its_images_were_prepared(vit, tmp_path):
+    vit.pretrained_cfg = dict(vit.pretrained_cfg, mean=(.1, .2, .3), std=(.4, .5, .6), crop_pct=.8, interpolation='bilinear')
+    model = at.adapt(vit, 'as-vit', theta=THETA)
+    for turn in (1, 2):
+        model.save_pretrained(tmp_path/str(turn))
+        model = at.AdaptiveViT.from_pretrained(tmp_path/str(turn))
+        how = resolve_model_data_config(model.vit)
+        assert [list(how[k]) for k in ('mean', 'std')] == [[.1, .2, .3], [.4, .5, .6]]
+        assert how['crop_pct'] == .8 and how['interpolation'] == 'bilinear'
+    assert (tmp_path/'1'/'config.json').read_text() == (tmp_path/'2'/'config.json').read_text()
+    at.adapt(small(), 'as-vit', theta=THETA).save_pretrained(tmp_path/'usual')
+    assert 'overlay' not in (tmp_path/'usual'/'config.json').read_text()

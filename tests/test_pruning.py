@@ -342,3 +342,25 @@ def test_a_ramp_spends_the_budget_early_or_late(ramp):
     first = counts[0][4] - counts[1][4]
     assert first > 0 if ramp > 1 else first < 0
     with pytest.raises(ValueError, match='ramp is -1'): at.adapt(vit, 'as-vit', ramp=-1)
+
+
+@pytest.mark.parametrize('places', [(6, 3), (3, 3)])
+def test_thresholds_belong_to_places_in_order(places):
+    vit, _ = build()
+    with pytest.raises(ValueError, match='rising order, each once'): at.adapt(vit, 'as-vit', places=places, theta=(.02, .01))
+    assert at.adapt(vit, 'as-vit', places=(6, 3)).method.places == (3, 6)  # nothing hangs on the order here
+
+
+def test_one_block_has_no_place_to_drop():
+    vit, _ = build(depth=1)
+    with pytest.raises(ValueError, match='one block'): at.adapt(vit, 'as-vit')
+
+
+def test_what_interrupts_calibration_leaves_thresholds_and_budget(monkeypatch):
+    vit, images = build()
+    model = at.adapt(vit, 'as-vit', .65)
+    at.calibrate(model, [images])
+    theta = model.method.theta.clone()
+    monkeypatch.setattr('adaptive_tokens.pruning._draw_lines', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError): at.calibrate(model, [images], .4)
+    assert torch.equal(model.method.theta, theta) and model.budget == .65

@@ -13,6 +13,7 @@ from adaptive_tokens import gating
 from adaptive_tokens.data import digits_loader, digits_vit
 from adaptive_tokens.devices import over_ranks
 from adaptive_tokens.model import adapt, calibrate
+from adaptive_tokens.pruning import revive
 from adaptive_tokens.train import fit, frozen, loss_terms
 
 pytestmark = pytest.mark.skipif(not (hasattr(os, 'fork') and dist.is_available() and dist.is_gloo_available()),
@@ -150,3 +151,23 @@ def test_a_mean_over_ranks_has_the_value_of_all_and_the_gradient_of_its_own():
     (a, grad_a), (b, grad_b) = in_two(mean_of, [[1., 2.], [3., 6.]])
     assert a == b == 3 and grad_a == grad_b == [.5, .5]
     assert over_ranks(torch.tensor(2.)) == 2
+
+
+def revived(rank, nothing_left):
+    dist.init_process_group('gloo')
+    torch.manual_seed(0)
+    model = adapt(digits_vit(img_size=32, depth=4), 'as-vit', .7, places=(1, 2), theta=(.01, .9), patience=1).train()
+    if nothing_left and rank == 0: model.method.theta.data[0] = .95  # its second stage sees no patch at all
+    images, _ = batch()
+    model.method.theta.grad = torch.tensor([1., 0.])
+    *_, trace = model(images[8 * rank:8 * rank + 8], return_trace=True)
+    revive(model.method, trace, model.vit)
+    dist.destroy_process_group()
+    return model.method.theta[1].item()
+
+
+@pytest.mark.filterwarnings('ignore:threshold after block 2')
+@pytest.mark.parametrize('nothing_left', [False, True])
+def test_a_dead_threshold_gets_the_same_line_in_every_process(nothing_left):
+    first, second = in_two(revived, nothing_left)
+    assert first == second and 0 < first < .5

@@ -3,8 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from adaptive_tokens.baselines import match_pairs
 from adaptive_tokens.tokens import (MaskedTokens, PackedTokens, _padded_match, attend_runs, attention_route, class_row, find_runs,
-                                    fold_masked, masked_attention, masked_softmax, nearest_packed, with_diagonal)
+                                    fold_masked, masked_attention, masked_softmax, nearest_masked, nearest_packed,
+                                    with_diagonal)
 
 B, N, P, H, DH = 3, 7, 2, 2, 8
 
@@ -361,3 +363,32 @@ def test_varlen_route_equals_plain_softmax(dtype, tolerance):
     torch.testing.assert_close(T.attend(*picked).cpu().double(), want, atol=tolerance, rtol=tolerance)
     row = T.class_attention(*picked[:2]).cpu()
     torch.testing.assert_close(row, reference_class_row(*(z.cpu() for z in picked[:2]), T.lengths), atol=1e-5, rtol=1e-4)
+
+
+# --- precision
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
+def test_patch_means_do_not_lose_count_in_half_precision(dtype, tolerance):
+    torch.manual_seed(0)
+    x, on = torch.randn(2, 577, 4) + 1, torch.rand(2, 577) < .8
+    on[:, 0] = True
+    want = torch.stack([x_i[1:][on_i[1:]].mean(0) for x_i, on_i in zip(x.to(dtype).float(), on)])
+    for table in (MaskedTokens(x.to(dtype)).keep(on), PackedTokens(x.to(dtype)).keep(on.flatten())):
+        mean = table.patch_mean()
+        assert mean.dtype == dtype
+        torch.testing.assert_close(mean.float(), want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize('mask', [None, torch.bool, torch.float32])
+def test_scores_and_partners_do_not_know_autocast(mask):
+    torch.manual_seed(0)
+    on, (q, k), f = random_on(0, [5, 3, 1]), torch.randn(2, B, N, H, DH), torch.randn(B, N, 16)
+    masked = MaskedTokens(torch.randn(B, N, 4), P) if mask is None else MaskedTokens(torch.randn(B, N, 4), P).keep(on.to(mask))
+    packed = PackedTokens(torch.randn(B, N, 4), P)
+    kept, gone = packed.part(on.flatten())
+    def answers():
+        return (masked.class_attention(q, k), packed.class_attention(q.flatten(0, 1), k.flatten(0, 1)), nearest_masked(masked, on, f),
+                nearest_packed(packed, kept, gone, f.flatten(0, 1)), *match_pairs(f[:, 1:] / f[:, 1:].norm(dim=-1, keepdim=True), 2))
+    plain = answers()
+    with torch.autocast('cpu', torch.bfloat16): cast = answers()
+    for a, b in zip(plain, cast): assert torch.equal(a, b)

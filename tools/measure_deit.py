@@ -51,23 +51,26 @@ def candidates(vit, budgets, images):
 
 
 class RandomGates(AdaViT):
-    "Gates open at the rates of the targets, by a draw of each block; what the layers say is computed and not heard"
+    "Of each kind as many gates open in every image as its target says, in places drawn at random; what the layers say is computed and not heard"
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.rates, self.draws = self.targets, {}
 
     def decide(self, l, t, normed):
-        (gates, score), key = super().decide(l, t, normed), (l, t.x.device)
-        if len(self.draws.get(key, ())) < t.B: self.draws[key] = self.draw(l, max(256, t.B), t.N).to(t.x.device)
-        drawn = self.draws[key][:t.B]  # the same for an image whatever batch it comes in
-        patches, heads, sublayers = drawn.split([t.N, self.num_heads, 2], 1)
+        (gates, score), key = super().decide(l, t, normed), (t.N, t.x.device)
+        if key not in self.draws or len(self.draws[key][0]) < t.B:
+            self.draws[key] = [self.draw(kind, max(256, t.B), n).to(t.x.device) for kind, n in zip(KINDS, (t.N, self.num_heads, 2))]
+        patches, heads, sublayers = (drawn[:t.B, l] for drawn in self.draws[key])  # by the place in the batch
         return replace(gates, rows=patches.reshape(t.is_prefix.shape) | t.is_prefix, heads=heads, sublayers=sublayers), score
 
-    def draw(self, l, images, N):
-        "One row of gates per image: patches, heads, sub-layers"
-        def rate(kind): return self.rates[kind] if kind in self.kinds and l >= self.first(kind) else 1.
-        rates = torch.cat([torch.full((n,), rate(kind)) for kind, n in zip(KINDS, (N, self.num_heads, 2))])
-        return torch.rand(images, len(rates), generator=torch.Generator().manual_seed(l)) < rates
+    def draw(self, kind, images, n):
+        "Gates of a kind [images, L, n], open ones spread over blocks and units"
+        first, L = self.first(kind), self.first(self.kinds[0]) + len(self.layers[self.kinds[0]])
+        if kind not in self.kinds: return torch.ones(images, L, n, dtype=torch.bool)
+        units = (L - first) * n
+        order = torch.rand(images, units, generator=torch.Generator().manual_seed(KINDS.index(kind))).argsort(1).argsort(1)
+        drawn = (order < round(self.rates[kind] * units)).view(images, L - first, n)
+        return torch.cat([drawn.new_ones(images, first, n), drawn], 1)
 
 
 def gated(vit):
@@ -98,6 +101,7 @@ def main():
         name, models, images, batch = jobs[job]
         vit = timm.create_model(f'{name}_patch16_224', num_classes=10).eval()
         table = benchmark(models(vit), images, batch_size=batch, **how)
+        if table.meta['interrupted']: raise KeyboardInterrupt
         table.save(args.out/f'{job}.json')
         print(table)
 

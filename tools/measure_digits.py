@@ -40,6 +40,7 @@ def main():
     models = at_budgets(shipped(), args.budgets, next(iter(digits_loader('train', 256)))[0])
     table = at.benchmark(models, ClutteredDigits('test', size=args.images), batch_size=args.batch_size, repeats=args.repeats,
                          threads=args.threads, native=True)
+    if table.meta['interrupted']: raise KeyboardInterrupt
     table.save(args.out)
     print(table)
 

@@ -20,7 +20,7 @@ import torch
 from measure_deit import RandomGates, calibrated
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import benchmark, choose_execution, placed, where_time_goes, with_compiled
+from adaptive_tokens.bench import benchmark, choose_execution, circumstances, placed, where_time_goes, with_compiled
 from adaptive_tokens.data import ClutteredDigits
 from adaptive_tokens.devices import resolve_device, resolve_dtype
 from adaptive_tokens.gating import KINDS
@@ -81,6 +81,10 @@ def main():
     tables = json.loads(out.read_text()) if out.exists() else {}
     settings = {name: getattr(args, name) for name in ('methods', 'budgets', 'images', 'repeats', 'compiled', 'fall_back', 'dtype')}
     native = settings['native'] = kind == 'cpu' and not args.python_loops
+    here = {k: v for k, v in circumstances(torch.device(kind), resolve_dtype(args.dtype)).items() if k in ('cpu', 'gpu', 'threads', 'torch')}
+    for key, table in tables.items():
+        made = dict(table['meta']['settings'], **{k: table['meta'][k] for k in here})
+        if made != settings | here: p.error(f"{key} in {out} was made otherwise ({made}): delete the file, or name another --out")
     most = max(args.images, *args.batch_sizes)
     digits = torch.stack([ClutteredDigits('test', image_size=224)[i][0] for i in range(most)])
     for backbone in args.backbones:
@@ -89,11 +93,13 @@ def main():
         with torch.no_grad(): models = candidates(vit, args.methods, args.budgets, digits[-32:])
         for size in args.batch_sizes:
             key, start = f'{backbone}, batch {size}', time.time()
-            if key in tables and tables[key]['meta']['settings'] != settings:
-                p.error(f"{out} was made with other settings ({tables[key]['meta']['settings']}): delete it, or name another --out")
             if key in tables and 'profile' in tables[key]['meta']: continue
             table = benchmark(models, digits[:max(args.images, size)], batch_size=size, repeats=args.repeats, latency_repeats=1, device=args.device,
                               dtype=args.dtype, native=native, compiled=args.compiled, fall_back=args.fall_back)
+            if table.meta['interrupted']: raise KeyboardInterrupt
+            fitted = table.meta['batch_size']
+            if fitted < size: key = f'{backbone}, batch {fitted}'  # memory ended
+            if fitted < size and key in tables: break
             tables[key] = asdict(table)
             tables[key]['meta']['settings'] = settings
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 // Text from outside is only ever set as text. No ids, so that explorers do not disturb each other.
 
 const SVG = 'http://www.w3.org/2000/svg';
+const CALIBRATING = 'Calibrating';                   // the kernel's word, too
 const STEP_MS = 700;                                // of the play button
 const DASHES = ['none', '6 3', '2 3', '8 3 2 3', '12 4'];  // of the lines of the first to the fifth model
 const MODES = ['Overlay', 'Image', 'Depth'];
@@ -177,7 +178,7 @@ function render({ model, el }) {
       onpointerdown: e => { local.hover = null; local.pinned = true; put('token', patchAt(svg, e) ?? -1); update(); } },
       picture, faded, veil, depth, ...rim, ...mark);
     const title = node('figcaption'), facts = node('p', { class: 'at-facts' }), usage = node('div', { class: 'at-usage' });
-    const heads = headsOf(k), made = node('figure', {}, title, svg, facts, usage, heads.node, ...budgetOf(k));
+    const heads = headsOf(k), budget = budgetOf(k), made = node('figure', {}, title, svg, facts, usage, heads.node, ...budget.nodes);
     let drawn = '';
 
     // Stage and head whose votes are in sight: at the block of the stage, in the overlay.
@@ -218,7 +219,7 @@ function render({ model, el }) {
       heads.update();
       token();
     }
-    return { node: made, update, token };
+    return { node: made, update, token, budget: budget.update };
   }
 
   // Which heads and sub-layers ran, a column per block; a click moves the block, as the slider does.
@@ -269,14 +270,23 @@ function render({ model, el }) {
     return { node: holder, update: updateHeads };
   }
 
-  // Jupyter alone has somebody who can compute again.
+  // Jupyter alone has somebody who can compute again. While an answer is out, the slider is the reader's; then it shows what is in force.
+  let asked = 0;
   function budgetOf(k) {
-    if (!model.send || runs[k].budget === null) return [];
-    const said = node('span', { class: 'at-number' }, percent(runs[k].budget));
-    const input = node('input', { type: 'range', min: .1, max: 1, step: .05, value: runs[k].budget,
-      oninput: () => { said.textContent = percent(Number(input.value)); },
-      onchange: () => { notice.textContent = 'Calibrating'; model.send({ kind: 'budget', run: k, budget: Number(input.value) }); } });
-    return [node('label', { class: 'at-block' }, 'Budget ', input, said)];
+    if (!model.send || runs[k].budget === null) return { nodes: [], update() {} };
+    const said = node('span', { class: 'at-number' });
+    const input = node('input', { type: 'range', min: .1, max: 1, step: .05, 'aria-label': `Budget of ${runs[k].name}`, oninput: tell,
+      onchange: () => { asked++; notice.textContent = CALIBRATING; model.send({ kind: 'budget', run: k, budget: Number(input.value) }); } });
+    function tell() { say(Number(input.value)); }
+    function say(budget) { said.textContent = percent(budget); set(input, { 'aria-valuetext': percent(budget) }); }
+    function update() { input.value = runs[k].budget; say(runs[k].budget); }
+    update();
+    return { nodes: [node('label', { class: 'at-block' }, 'Budget ', input, said)], update };
+  }
+  function showBudgets() { if (!asked) figures.forEach(f => f.budget()); }
+  function hear() {
+    notice.textContent = get('notice');
+    if (get('notice') !== CALIBRATING) { asked = Math.max(asked - 1, 0); showBudgets(); }
   }
   const notice = node('p', { role: 'status', class: 'at-facts' });
 
@@ -394,7 +404,7 @@ function render({ model, el }) {
     bar.hidden = local.mode !== 'Depth';
   }
   const listeners = { 'change:layer': update, 'change:token': update, 'change:image': update,
-    'change:runs': () => { unpackAll(); updateGallery(); update(); }, 'change:notice': () => { notice.textContent = get('notice'); } };
+    'change:runs': () => { unpackAll(); updateGallery(); update(); showBudgets(); }, 'change:notice': hear };
   for (const [event, heard] of Object.entries(listeners)) model.on(event, heard);
   updateGallery();
   update();
