@@ -28,11 +28,15 @@ def test_score_is_a_weighting_of_class_attention(H, N, seed):
     torch.testing.assert_close(token_score(A, 3 * context), S, atol=1e-6, rtol=1e-5)
 
 
-def test_scores_of_an_image_sum_to_at_most_one():
-    vit, images = build()
-    model = at.adapt(vit, 'as-vit', theta=(.01, .012, .015))
+@pytest.mark.parametrize('heads', [1, 3])
+def test_scores_of_an_image_sum_to_one_with_one_head_and_to_less_than_the_heads_with_more(heads):
+    vit, images = build(num_heads=heads)
+    model = at.adapt(vit, 'as-vit', theta=(-1.,) * 3)
     with torch.no_grad(): trace = model(images, return_trace=True)[1]
-    for p in model.method.places: assert (trace.score[:, p - 1, 1:].nansum(1) <= 1).all()
+    for p in model.method.places:
+        total = trace.score[:, p - 1].sum(1)
+        if heads == 1: torch.testing.assert_close(total, torch.ones_like(total))
+        assert (total < heads + 1e-5).all()
 
 
 @pytest.mark.parametrize('budget', [.4, .5, .65, .8, .95])
