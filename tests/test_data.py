@@ -426,3 +426,15 @@ def test_a_class_map_may_lie_beside_the_splits(photos, vit, tmp_path):
 def test_positions_of_patches_start_as_sines_whatever_comes_before(changes):
     vit = d.digits_vit(**changes)
     torch.testing.assert_close(vit.pos_embed[0, -64:], d.digits_vit().pos_embed[0, 1:])
+
+
+def test_a_root_that_holds_only_the_other_split_is_refused(photos, vit, tmp_path):
+    (root := tmp_path/'sets').mkdir()
+    photos.rename(root/'train')
+    with pytest.raises(ValueError, match="holds 'train' and nothing for split 'validation'"): image_loader(root, vit)
+    assert len(image_loader(root, vit, split='train').dataset) == 4
+    (root/'images').mkdir()
+    (root/'train').rename(root/'images'/'train')
+    (root/'images'/'car').mkdir()  # classes may be called so
+    Image.new('RGB', (90, 60)).save(root/'images'/'car'/'photo.png')
+    assert len(image_loader(root/'images', vit).dataset) == 5
