@@ -26,6 +26,12 @@ def lacking_hub():
     return ''
 
 
+def lacking_fork():
+    "Why a process that has trained cannot be forked; empty if it can."
+    if not hasattr(os, 'fork'): return 'no fork on this system'
+    return 'autograd cannot be forked beside a GPU' if torch.cuda.is_available() or torch.backends.mps.is_available() else ''
+
+
 def chromium():
     "Path of a browser without a window; None if there is none."
     return shutil.which('chromium-headless-shell') or shutil.which('chromium')

@@ -287,6 +287,9 @@ def test_bf16_runs_close_to_float32(name):
         got, half = model.bfloat16()(images.bfloat16(), return_trace=True)
     assert torch.equal(half.counts, trace.counts) and torch.isfinite(got).all()
     assert (half.active == trace.active).float().mean() > .8
+    same = (half.active == trace.active).flatten(1).all(1)
+    if name == 'random': assert same.all()  # its lot does not depend on rounding
+    if same.any(): assert (got.float() - want)[same].norm() < .2 * want[same].norm()  # as for AS-ViT
 
 
 @pytest.mark.parametrize('name', NAMES)

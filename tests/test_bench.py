@@ -178,11 +178,19 @@ def test_no_labels_is_no_accuracy(models, images):
 def test_models_and_threads_are_left_as_they_were(vit, images):
     models = {'dense': vit.train(), 'ours': adaptive(vit).train()}
     before, threads = {k: v.clone() for k, v in models['ours'].state_dict().items()}, torch.get_num_threads()
-    made = benchmark(models, images, **quick, dtype='bfloat16', threads=1)
+    benchmark(models, images, **quick, dtype='bfloat16', threads=1)
     assert vit.training and models['ours'].training and torch.get_num_threads() == threads
     after = models['ours'].state_dict()
     assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())
-    assert made.meta['dtype'] == 'bfloat16' and made.meta['threads'] == 1
+
+
+def test_a_benchmark_runs_as_it_says(models, images, monkeypatch):
+    seen, before = set(), torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    monkeypatch.setattr(bench, 'seconds', lambda model, x: seen.add((x.dtype, model(x).dtype, torch.get_num_threads())) or 1.)
+    made = benchmark(models, images, **quick, dtype='bfloat16', threads=other)
+    assert seen == {(torch.bfloat16, torch.bfloat16, other)} and torch.get_num_threads() == before
+    assert made.meta['dtype'] == 'bfloat16' and made.meta['threads'] == other
 
 
 def test_another_number_of_threads_only_inside():

@@ -184,11 +184,11 @@ def test_results_are_kept_when_nobody_reads_the_table(dense, out):
 # --- commands
 
 def test_bench_of_checkpoints(run, dense, adaptive, out):
-    code, text, err = run('bench', '--model', adaptive, dense, *FEW, '--threads', '1', '--out', out)
+    code, text, err = run('bench', '--model', adaptive, dense, *FEW, '--threads', '2', '--out', out)
     assert code == 0 and err == '' and str(out/'index.html') in text
     bench = Benchmark.load(out/'benchmark.json')
     assert [row['name'] for row in bench.rows] == [dense, adaptive] and str(bench) in text
-    assert bench.meta['n'] == 6 and bench.meta['threads'] == 1
+    assert bench.meta['n'] == 6 and bench.meta['threads'] == 2
     assert {f.name for f in out.iterdir()} == PAGE and list(out.parent.iterdir()) == [out]
     page = check_page(out, 1)
     assert dense in page.text and 'device cpu' in page.text
@@ -358,9 +358,13 @@ def test_bench_says_when_no_other_images_are_there_to_calibrate_on(run, dense, p
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-def test_other_precision(run, adaptive, dtype):
-    assert run('bench', '--model', adaptive, *FEW, '--dtype', dtype)[0] == 0
-    assert run('calibrate', '--model', adaptive, '--n', '8', '--device', 'cpu', '--dtype', dtype)[0] == 0
+def test_other_precision(run, adaptive, dtype, monkeypatch):
+    seen, forward = [], at.AdaptiveViT.forward
+    monkeypatch.setattr(at.AdaptiveViT, 'forward', lambda self, x, **more: seen.append(x.dtype) or forward(self, x, **more))
+    assert run('bench', '--model', adaptive, *FEW, '--dtype', dtype)[0] == 0 and getattr(torch, dtype) in seen
+    turn = cli.turn_knob
+    monkeypatch.setattr(cli, 'turn_knob', lambda *args: seen.append(torch.is_autocast_enabled('cpu')) or turn(*args))
+    assert run('calibrate', '--model', adaptive, '--n', '8', '--device', 'cpu', '--dtype', dtype)[0] == 0 and seen[-1] is True
 
 
 @pytest.mark.gpu
@@ -742,3 +746,14 @@ def test_memory_that_ends_names_an_option_that_there_is(refused, dense, monkeypa
     def ended(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory')
     monkeypatch.setattr(cli, module, ended)
     refused([f'try a smaller {option}'], command, '--model', dense)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(refused, dense, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    refused(['batch size 8', '3 processes', '9 can'], 'train', '--init', dense, *SHORT)
+
+
+def test_a_hub_that_does_not_answer_is_named(refused, monkeypatch):
+    def gone(*_, **__): raise OSError('no route to host')
+    monkeypatch.setattr(at.AdaptiveViT, 'from_pretrained', gone)
+    refused(["the hub did not give 'someone/nothing'", 'no route'], 'bench', '--model', 'hf-hub:someone/nothing')

@@ -43,11 +43,13 @@ def test_splitmix64_gives_the_published_sequence():
     assert first == [0xe220a8397b1dcdaf, 0x6e789e6aa1b965f4, 0x06c45d188009454f]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2**32))
 def test_below_agrees_with_whole_numbers_of_any_length(bits, n):
     assert d.below(np.array([bits], np.uint64), n)[0] == (bits >> 32) * n >> 32
 
 
+@settings(deadline=None)
 @given(st.integers(-40, 80), st.integers(8, 112), st.sampled_from([32, 64, 96, 224]))
 def test_weights_are_zero_outside_of_the_square_and_nearly_sixteen_within(start, side, S):
     w = d.axis_weights(start, side, S)

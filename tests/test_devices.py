@@ -71,3 +71,12 @@ def test_no_git_at_hand(tmp_path, monkeypatch):
     (tmp_path/'.git').mkdir()
     monkeypatch.setattr(devices.shutil, 'which', lambda name: None)
     assert commit(tmp_path) is None
+
+
+@pytest.mark.parametrize('triton, tools, said', [(None, {'gcc'}, 'needs triton'), (1, set(), 'neither gcc nor clang'), (1, {'clang'}, '')])
+def test_what_a_compiler_for_cuda_lacks_is_named(triton, tools, said, monkeypatch):
+    monkeypatch.delenv('CC', raising=False)
+    monkeypatch.setattr(devices, 'find_spec', lambda name: triton)
+    monkeypatch.setattr(devices.shutil, 'which', lambda name: name if name in tools else None)
+    if not said: return devices.check_compiler('cuda')
+    with pytest.raises(ValueError, match=said): devices.check_compiler('cuda')

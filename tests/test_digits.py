@@ -66,8 +66,9 @@ def test_harder_images_get_more(seen, test_set):
     assert easy < medium < hard
 
 
+@pytest.mark.parametrize('seen', ['a-vit'], indirect=True)
 def test_a_vit_halts_at_the_depth_of_its_budget(seen, test_set):
-    if seen['method'] == 'a-vit': assert abs(seen['blocks'].mean() - test_set['depth']) < .5
+    assert abs(seen['blocks'].mean() - test_set['depth']) < .5
 
 
 def test_gates_that_foresee_what_matters_need_no_training(test_set):

@@ -97,7 +97,7 @@ def explored(page):
     column = frame.locator('.at-card p').first.inner_text()
     page.keyboard.press('ArrowRight')
     assert 'column 0)' in column and 'column 1)' in frame.locator('.at-card p').first.inner_text()
-    frame.locator('.at-explorer').evaluate('() => new Promise(done => setTimeout(done, 100))')  # frames follow their content
+    frame.locator('.at-explorer').evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')  # frames follow their content
     inner = frame.locator('.at-explorer').evaluate('() => [document.documentElement.scrollHeight, document.documentElement.scrollWidth, innerWidth]')
     outer = page.locator('iframe').first.bounding_box()
     assert outer['height'] >= inner[0] - 1 and inner[1] <= inner[2]

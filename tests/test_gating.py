@@ -355,3 +355,7 @@ def test_a_fresh_model_whose_calibration_fails_is_as_fresh_as_before():
 
 def test_a_backbone_without_class_token_is_refused():
     with pytest.raises(ValueError, match='class token'): at.adapt(build(class_token=False, global_pool='avg')[0], 'adavit')
+
+
+def test_a_norm_over_all_heads_is_refused():
+    with pytest.raises(ValueError, match='norm over all heads'): at.adapt(build(scale_attn_norm=True)[0], 'adavit')

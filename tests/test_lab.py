@@ -56,7 +56,8 @@ def lab(tmp_path):
         yield f'http://127.0.0.1:{port}/lab/tree/x.ipynb?reset'
     finally:
         server.terminate()
-        server.wait(30)
+        try: server.wait(PATIENCE)
+        except subprocess.TimeoutExpired: server.kill()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def reading(path):
         used, given = names_of(source)
         of_files = bool(READS.search(source)) or bool(used & stored)
         stored = stored | given if of_files else stored - given
-        if of_files and not re.search(r'^#\|\s*(export|gpu|hub|slow)', source, re.M): found.append(i)
+        if of_files and not re.search(r'^#\|\s*(export|gpu|hub|slow|compiler)', source, re.M): found.append(i)
     return cells, sources, [i for i in found if shown(cells[i]['outputs'])]
 
 

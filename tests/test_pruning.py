@@ -156,6 +156,7 @@ def test_budget_loss_is_the_distance():
     assert budget_loss(torch.tensor([60., 80.]), 100, .65).item() == pytest.approx(.05)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 200))
 def test_share_threshold_keeps_the_share(q, M):
     S = torch.linspace(.1, .9, M)
@@ -296,7 +297,7 @@ def test_folding_keeps_more_of_the_answer_than_dropping():
         model = at.adapt(vit, 'as-vit', fold=fold)
         at.calibrate(model, [images], .6)
         with torch.no_grad(): missed[fold] = (model(images) - vit(images)).norm().item()
-    assert missed['merge'] < missed[None]
+    assert missed['merge'] < missed[None]  # one fused token is not always better
 
 
 def test_unknown_fold_is_named():

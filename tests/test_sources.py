@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NBS = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
 MODULES = [p for p in sorted((ROOT/'adaptive_tokens').rglob('*.py')) if p.name not in ('__init__.py', '__main__.py', '_modidx.py')]
-FLAGS = re.compile(r'^#\|\s*(slow|gpu|hub|eval:\s*false)\b', re.M)
+FLAGS = re.compile(r'^#\|\s*(slow|gpu|hub|compiler|eval:\s*false)\b', re.M)
 MACHINE = re.compile(r'(?<![\w.:/])/(?:home|root|work|Users|tmp|private|mnt|opt)/[\w.]')
 
 each_notebook = pytest.mark.parametrize('path', NBS, ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
@@ -42,8 +42,9 @@ def leaks(cells):
     return found
 
 
-def test_leaks_finds_a_name_from_a_flagged_cell():
-    cells = [dict(source=s) for s in ('import torch', '#| gpu\ny = torch.ones(2)', 'y + 1')]
+@pytest.mark.parametrize('flag', ['slow', 'gpu', 'hub', 'compiler', 'eval: false'])
+def test_leaks_finds_a_name_from_a_flagged_cell(flag):
+    cells = [dict(source=s) for s in ('import torch', f'#| {flag}\ny = torch.ones(2)', 'y + 1')]
     assert leaks(cells) == ['y']
     assert leaks([*cells[:2], dict(source='y = 1\ny + 1')]) == []
 

@@ -206,12 +206,14 @@ def test_soft_targets_that_are_hard_train_the_same(kind):
     assert rows[0]['train_top1'] == rows[1]['train_top1']
 
 
-def test_the_teacher_is_a_frozen_copy_that_sees_everything():
+def test_the_teacher_is_a_frozen_copy_that_sees_everything(monkeypatch):
+    made, ready = [], train.ready_teacher
+    monkeypatch.setattr(train, 'ready_teacher', lambda *args: made.append(ready(*args)) or made[-1])
     vit = tiny(proj_drop_rate=.5)
     model, before = sparse(vit, budget=1.), weights(vit)
-    teacher = train.frozen(vit)
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters()) and teacher is not vit
     fit(model, loader(), teacher=vit, lr=1e-2, **quick)
+    teacher, = made
+    assert teacher is not vit and not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     assert not torch.equal(weights(vit), before) and torch.equal(weights(teacher), before)
 
 
@@ -346,8 +348,12 @@ def test_evaluate_means_are_over_images(kind):
 
 
 @both
-def test_evaluate_in_lower_precision(kind):
-    for dtype in ('bfloat16', 'float16'): assert evaluate(make(kind), loader(), device='cpu', dtype=dtype)['n'] == 40
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_evaluate_in_lower_precision(kind, dtype):
+    model, seen = make(kind), set()
+    getattr(model, 'vit', model).blocks[0].mlp.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    assert evaluate(model, loader(), device='cpu', dtype=dtype)['n'] == 40
+    assert seen == {getattr(torch, dtype)}
 
 
 def test_evaluate_counts_the_image_at_hand():
@@ -723,7 +729,8 @@ def test_a_gradient_that_is_not_finite_in_the_method_alone_stops_the_run():
 
 
 @pytest.mark.parametrize('names, match', [('tensorbored', "no tracker 'tensorbored'; nearest: tensorboard"), (['wandb'], 'pip install wandb')])
-def test_trackers_that_are_not_there_are_refused(names, match, tmp_path):
+def test_trackers_that_are_not_there_are_refused(names, match, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'get_available_trackers', lambda: [])
     with pytest.raises(ValueError, match=match): fit(tiny(), loader(), trackers=names, out=tmp_path, **quick)
 
 
