@@ -262,7 +262,7 @@ WORK = dict(
     out=('PATH', 'folder for the results, e.g. out/; of explore the page itself, e.g. page.html'),
     seed=('N', 'of everything random, e.g. 1'),
     device=(DEVICES, 'where to compute; auto takes the fastest that is there, e.g. cpu'),
-    dtype=(tuple(DTYPES), 'precision of the matrix products, e.g. bfloat16'),
+    dtype=(tuple(DTYPES), 'precision of the matrix products, in bench and demo of weights and images, too; e.g. bfloat16'),
     debug=('', 'show the traceback of an error'),
 )
 OPTIONS = MODELS | DATA | WORK
@@ -550,7 +550,7 @@ def unless_empty(
          many=('tracker',), recipe=Unset('none: what stands here'), method=Unset("the recipe's, or dense"),
          budget=Unset("the recipe's, or 0.65"), backbone=Unset("the recipe's, or digits"), pretrained=False,
          init=Unset('--backbone, fresh or pretrained'),
-         teacher=Unset('the model that training starts from, if it is trained'), classes=Unset('as in the data'),
+         teacher=Unset('the model that training starts from, if it is trained for the classes of the data'), classes=Unset('as in the data'),
          data='digits', val_data=Unset('the validation split of --data, if it has one'), reader=FOLDERS, split='train',
          val_split='validation', class_map=BY_NAME, n=Unset('all'), val_n=Unset('all'), unreadable='raise', workers=0,
          **{name: Unset(f"the recipe's, or {10 if name == 'epochs' else f.default or 'none'}") for name, f in NUMBERS.items()},

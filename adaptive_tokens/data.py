@@ -405,6 +405,9 @@ def check_root(
     folders = [f.name for f in os.scandir(root) if f.is_dir()] if os.path.isdir(root) else []
     usual = [*EVAL_SPLITS, *TRAIN_SPLITS]
     if split not in (*folders, *usual): raise nearest('split', split, dict.fromkeys([*usual, *folders]))
+    alike = EVAL_SPLITS if split in EVAL_SPLITS else TRAIN_SPLITS
+    if folders and set(folders) <= set(usual) - {split, *alike}:
+        raise ValueError(f'{str(root)!r} holds {", ".join(map(repr, sorted(folders)))} and nothing for split {split!r}: name one of them')
     if os.path.isfile(root) and os.path.splitext(root)[1] != '.tar':
         raise ValueError(f'{str(root)!r} is neither a folder nor a .tar file')
 
