@@ -31,6 +31,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -315,7 +316,8 @@ def scatter(
         colour, marker = METHOD_COLOURS.get(method, OTHER_METHOD[0]), METHOD_MARKERS.get(method, OTHER_METHOD[1])
         ax.errorbar(xs, ys, yerr, xerr, color=colour, marker=marker, linestyle='--', linewidth=1, capsize=3)
         for r in group:
-            ax.annotate(plain(ending(r['name'])), (r[key], r[y]), xytext=PLACES[0], textcoords='offset points', fontsize=9)
+            ax.annotate(plain(ending(r['name'])), (r[key], r[y]), xytext=PLACES[0], textcoords='offset points', fontsize=9,
+                        arrowprops=dict(arrowstyle='-', color=colour, linewidth=.8, shrinkA=0, shrinkB=4))
 
 
 def quartile_bars(rows, key):
@@ -338,9 +340,10 @@ def spread_names(
 
 
 def put_name(name, place):
-    "Place a name beside its point; returns its box"
+    "Place a name beside its point, with a line to it from further away; returns the box of the name"
     name.set(position=place, ha='left' if place[0] > 0 else 'right')
-    return name.get_window_extent()
+    name.arrow_patch.set_visible(abs(place[1]) > 14)
+    return Text.get_window_extent(name)
 
 
 def overlaps(box, taken, lines, inside):

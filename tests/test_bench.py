@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from hypothesis import given, settings, strategies as st
+from matplotlib.text import Text
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_tokens import bench, devices
@@ -424,7 +425,8 @@ def test_names_in_the_figure_lie_apart(made):
     fig = bench.Benchmark([*rows, dict(rows[1], name='again')], made.meta, {}).plot()
     fig.canvas.draw()
     for ax in fig.axes:
-        boxes = {name.get_text(): name.get_window_extent() for name in ax.texts}
+        boxes = {name.get_text(): Text.get_window_extent(name) for name in ax.texts}
+        assert all(name.arrow_patch.get_visible() == (abs(name.get_position()[1]) > 14) for name in ax.texts)  # a line to names far off
         assert len(boxes) == 11 and [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])] == []
         assert len(ax.containers) == 4 and all(c.has_xerr and c.has_yerr for c in ax.containers)  # a line with error bars for each method
         edge = ax.get_window_extent()
