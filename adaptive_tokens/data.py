@@ -353,7 +353,8 @@ class StrictImages(Dataset):
 
     def __len__(self): return len(self.data)
     def __getitem__(self, i):
-        for at in [i, *((i + k) % len(self) for k in range(1, len(self)))]:
+        for k in range(len(self)):
+            at = (i + k) % len(self) if k else i
             try: image, label = self.read(at)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: self.note(at, e)
             else: return self.data.transform(image), -1 if label is None else int(label)
