@@ -760,6 +760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                      'adaptive_tokens/tokens.py'),
                                         'adaptive_tokens.tokens.Tokens.replace': ( 'tokens.html#tokens.replace',
                                                                                    'adaptive_tokens/tokens.py'),
+                                        'adaptive_tokens.tokens.Tokens.summable': ( 'tokens.html#tokens.summable',
+                                                                                    'adaptive_tokens/tokens.py'),
                                         'adaptive_tokens.tokens._even': ('tokens.html#_even', 'adaptive_tokens/tokens.py'),
                                         'adaptive_tokens.tokens._match': ('tokens.html#_match', 'adaptive_tokens/tokens.py'),
                                         'adaptive_tokens.tokens._merge_masked': ('tokens.html#_merge_masked', 'adaptive_tokens/tokens.py'),

@@ -204,6 +204,7 @@ class Tokens:
 
     @property
     def is_prefix(self): return self.index < self.P
+    def summable(self): return self.x.to(torch.promote_types(self.x.dtype, torch.float32))  # rows of half precision lose count
     def __add__(self, update): return self.replace(x=self.x + update)
     def __repr__(self): return f'{type(self).__name__}(x={list(self.x.shape)}, counts={self.counts().tolist()})'
 
@@ -261,8 +262,8 @@ class MaskedTokens(Tokens):
         return w if self.size is None else w * self.size
 
     def patch_mean(self):
-        w = self.weight() * ~self.is_prefix
-        with no_autocast(w): total = torch.einsum('bn,bnd->bd', w, self.x.float())
+        x, w = self.summable(), self.weight() * ~self.is_prefix
+        with no_autocast(x): total = torch.einsum('bn,bnd->bd', w.to(x.dtype), x)
         return (total / w.sum(1).clamp(min=1)[:, None]).to(self.x.dtype)
 
 # %% ../nbs/00_tokens.ipynb #97647f6f
@@ -360,8 +361,9 @@ class PackedTokens(RaggedRows):
         return out.index_put((images, self.index[rows].clamp(max=R - 1)), (w[rows] * there)[..., None] * self.x[rows], True)
 
     def patch_mean(self):
-        w = (~self.is_prefix * (1. if self.size is None else self.size)).float()[:, None]
-        total = w.new_zeros(self.B, self.x.shape[1]).index_add(0, self.image, self.x.float() * w)
+        x = self.summable()
+        w = (~self.is_prefix * (1. if self.size is None else self.size)).to(x.dtype)[:, None]
+        total = w.new_zeros(self.B, x.shape[1]).index_add(0, self.image, x * w)
         return (total / w.new_zeros(self.B, 1).index_add(0, self.image, w).clamp(min=1)).to(self.x.dtype)
 
 # %% ../nbs/00_tokens.ipynb #a53ae9a5
