@@ -1,26 +1,46 @@
 "Vision Transformers that spend compute only where an image needs it."
-import warnings
-
-from adaptive_tokens.bench import Benchmark, benchmark, choose_execution, plot_sweep, sweep, where_time_goes
-from adaptive_tokens.blocks import compile_parts
-from adaptive_tokens.cost import macs
-from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader
-from adaptive_tokens.explorer import Explorer, explore
-from adaptive_tokens.gating import AdaViT
-from adaptive_tokens.halting import AViT
-from adaptive_tokens.model import AdaptiveViT, Method, Trace, adapt, calibrate, create_model
-from adaptive_tokens.native import compile_loops
-from adaptive_tokens.pruning import ASViT
-from adaptive_tokens.baselines import DynamicViT, EViT, FixedRate, LowestK, RandomK, ToMe
-from adaptive_tokens.recipes import Recipe
-from adaptive_tokens.tokens import MaskedTokens, PackedTokens
-from adaptive_tokens.train import evaluate, fit, plot_log
-
-# `python -m adaptive_tokens.train` runs a module that is imported here already: harmless, it only calls the command line
-warnings.filterwarnings('ignore', "'adaptive_tokens.train' found in sys.modules", RuntimeWarning)
+from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ['ASViT', 'AViT', 'AdaViT', 'AdaptiveViT', 'Benchmark', 'ClutteredDigits', 'DynamicViT', 'EViT', 'Explorer',
-           'FixedRate', 'LowestK', 'MaskedTokens', 'Method', 'PackedTokens', 'RandomK', 'Recipe', 'ToMe', 'Trace',
-           'adapt', 'benchmark', 'calibrate', 'choose_execution', 'compile_loops', 'compile_parts', 'create_model', 'digits_loader', 'evaluate',
-           'explore', 'fit', 'image_loader', 'macs', 'plot_log', 'plot_sweep', 'sweep', 'where_time_goes']
+
+# The face of the package: each public name is imported when it is first used.
+_HOMES = {
+    'models.model': 'AdaptiveViT adapt calibrate create_model',
+    'models.method': 'Method',
+    'models.trace': 'Trace',
+    'models.cost': 'macs',
+    'backbones.timm_vit': 'compile_parts',
+    'tokens.masked': 'MaskedTokens',
+    'tokens.packed': 'PackedTokens',
+    'tokens.native': 'compile_loops',
+    'methods.avit': 'AViT',
+    'methods.adavit': 'AdaViT',
+    'methods.asvit': 'ASViT',
+    'methods.fixed': 'FixedRate LowestK RandomK',
+    'methods.evit': 'EViT',
+    'methods.tome': 'ToMe',
+    'methods.dynamicvit': 'DynamicViT',
+    'images.digits': 'ClutteredDigits digits_loader',
+    'images.real': 'image_loader',
+    'measure.benchmark': 'benchmark',
+    'measure.result': 'Benchmark',
+    'measure.execution': 'choose_execution',
+    'measure.sweep': 'sweep plot_sweep',
+    'measure.profile': 'where_time_goes',
+    'look.explorer': 'Explorer explore',
+    'training.recipe': 'Recipe',
+    'training.evaluate': 'evaluate',
+    'training.fit': 'fit',
+    'training.log': 'plot_log',
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    globals()[name] = value = getattr(import_module(f'{__name__}.{_HOME_OF[name]}'), name)
+    return value
+
+
+def __dir__(): return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from adaptive_tokens import blocks
+from adaptive_tokens.backbones import timm_vit as blocks
 from adaptive_tokens.devices import check_compiler
 
 WEIGHTS, IMAGES = 'timm/deit_tiny_patch16_224.fb_in1k', 'imagenet_val_1300.tar'

@@ -13,11 +13,12 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import adaptive_tokens as at
-from adaptive_tokens.baselines import largest, match_pairs
-from adaptive_tokens.blocks import embed
-from adaptive_tokens.cost import class_row_macs, macs
-from adaptive_tokens.model import losses
-from adaptive_tokens.train import told_by
+from adaptive_tokens.methods.tome import match_pairs
+from adaptive_tokens.models.method import largest
+from adaptive_tokens.backbones.timm_vit import embed
+from adaptive_tokens.models.cost import class_row_macs, macs
+from adaptive_tokens.training.losses import losses
+from adaptive_tokens.training.losses import teacher_outputs
 from builders import spread_vit
 
 NAMES = ['fixed-rate', 'evit', 'random', 'lowest', 'tome', 'dynamicvit']
@@ -323,7 +324,7 @@ def test_tokens_of_the_teacher_count_for_patches_that_are_left(options):
     model, teacher = at.adapt(vit, 'dynamicvit', budget=.7).train(), copy.deepcopy(vit).eval()
     torch.manual_seed(0)
     logits, trace = model(images, return_trace=True)
-    with torch.no_grad(): tokens = told_by(teacher, images, model)[1]
+    with torch.no_grad(): tokens = teacher_outputs(teacher, images, model)[1]
     assert tokens.mean(-1).abs().max() < 1e-5  # behind a norm
     tokens = tokens + 1
     own, left = trace.final

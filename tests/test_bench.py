@@ -11,10 +11,19 @@ from matplotlib.text import Text
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_tokens import bench, devices
-from adaptive_tokens.bench import (Benchmark, Measured, account, benchmark, check_pictures, choose_execution, circumstances, compare, gather,
-                                   halving, kind_of, paired, peak_memory, plot_sweep, quartiles, resemblance, sweep, take_turns, where_time_goes)
-from adaptive_tokens.cost import macs
-from adaptive_tokens.model import adapt, calibrate
+from adaptive_tokens.images.by_name import gather
+from adaptive_tokens.measure.benchmark import (benchmark, check_pictures, count_and_answer, halving,
+    neighbour_correlation)
+from adaptive_tokens.measure.execution import choose_execution
+from adaptive_tokens.measure.memory import peak_memory
+from adaptive_tokens.measure.profile import kind_of, where_time_goes
+from adaptive_tokens.measure.provenance import provenance
+from adaptive_tokens.measure.result import Benchmark
+from adaptive_tokens.measure.statistics import Measured, compare, paired, quartiles
+from adaptive_tokens.measure.sweep import plot_sweep, sweep
+from adaptive_tokens.measure.timing import take_turns
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.models.model import adapt, calibrate
 
 
 def small(**changes):
@@ -148,7 +157,7 @@ def test_macs_are_those_of_cost_and_trace(models, vit, images):
 
 def test_dense_macs_follow_the_size_of_the_image():
     vit, x = small(dynamic_img_size=True), torch.randn(2, 3, 32, 96)
-    assert account(vit, [x])[0].tolist() == [macs(vit, None, 2 * 6)] * 2
+    assert count_and_answer(vit, [x])[0].tolist() == [macs(vit, None, 2 * 6)] * 2
 
 
 def test_accuracy_of_these_very_images(models, images):
@@ -205,7 +214,7 @@ def test_another_number_of_threads_only_inside():
 
 
 def test_shared_weights_stay_shared_and_layout_stays(models, images, monkeypatch):
-    copies = bench.placed(models, torch.device('cpu'), torch.float32)
+    copies = bench.copies_on_device(models, torch.device('cpu'), torch.float32)
     assert copies['dense'] is copies['ours'].vit and copies['dense'] is not models['dense']
     seen = []
     monkeypatch.setattr(bench, 'seconds', lambda model, x: seen.append(x) or 1.)
@@ -260,10 +269,10 @@ def test_differences_of_rows_need_answers(models, images):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_neighbours_tell_noise_from_pictures(images, dtype):
     slope = torch.linspace(-1, 1, 64).repeat(2, 3, 64, 1).to(dtype)
-    assert resemblance(images.to(dtype)).abs().max() < .05 and resemblance(slope).min() > .9
-    assert resemblance(torch.full((2, 3, 8, 8), 5.).to(dtype)).tolist() == [1, 1]
+    assert neighbour_correlation(images.to(dtype)).abs().max() < .05 and neighbour_correlation(slope).min() > .9
+    assert neighbour_correlation(torch.full((2, 3, 8, 8), 5.).to(dtype)).tolist() == [1, 1]
     chess = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2. - 1
-    assert resemblance(chess.expand(1, 1, 8, 8)).item() == pytest.approx(-1)
+    assert neighbour_correlation(chess.expand(1, 1, 8, 8)).item() == pytest.approx(-1)
 
 
 @settings(max_examples=20, deadline=None)
@@ -271,7 +280,7 @@ def test_neighbours_tell_noise_from_pictures(images, dtype):
 def test_contrast_and_brightness_do_not_matter(contrast, brightness):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16).cumsum(-1)
-    assert torch.allclose(resemblance(contrast * x + brightness), resemblance(x), atol=.01)
+    assert torch.allclose(neighbour_correlation(contrast * x + brightness), neighbour_correlation(x), atol=.01)
 
 
 def test_noise_is_refused_for_adaptive_models_only(vit, models, images):
@@ -303,7 +312,7 @@ def test_a_batch_that_does_not_fit_is_halved(vit, images, monkeypatch, error):
     def forward(x, whole=vit.forward):
         if len(x) > 3: raise error
         return whole(x)
-    monkeypatch.setattr(bench, 'account', lambda model, batches, account=account: [forward(x) for x in batches] and account(model, batches))
+    monkeypatch.setattr(bench, 'account', lambda model, batches, account=count_and_answer: [forward(x) for x in batches] and count_and_answer(model, batches))
     with pytest.warns(UserWarning) as said: made = benchmark({'dense': vit}, images, **{**quick, 'batch_size': 7})
     assert [str(w.message) for w in said] == ['out of memory at batch size 7: going on with 3'] and made.meta['batch_size'] == 3
 
@@ -441,7 +450,7 @@ def test_figure_without_labels_shows_speed_up(models, images, count):
 
 
 def test_circumstances_are_fit_for_json():
-    meta = circumstances(torch.device('cpu'), torch.float32, batch_size=3)
+    meta = provenance(torch.device('cpu'), torch.float32, batch_size=3)
     assert json.loads(json.dumps(meta)) == meta
     assert {'date', 'cpu', 'threads', 'device', 'dtype', 'torch', 'timm', 'python', 'adaptive_tokens', 'commit'} <= set(meta)
 

@@ -6,9 +6,11 @@ import timm
 import torch
 from torch._dynamo.utils import counters
 
-from adaptive_tokens.blocks import UnsupportedBackbone, check_backbone, check_images, compile_parts, embed, readout, run_block
-from adaptive_tokens.model import adapt
-from adaptive_tokens.tokens import MaskedTokens, PackedTokens
+from adaptive_tokens.backbones.timm_vit import (UnsupportedBackbone, check_backbone, check_images, compile_parts,
+    embed, read_out, run_block)
+from adaptive_tokens.models.model import adapt
+from adaptive_tokens.tokens.masked import MaskedTokens
+from adaptive_tokens.tokens.packed import PackedTokens
 
 FAMILIES = {
     'deit': dict(model_name='deit_tiny_patch16_224'),
@@ -40,7 +42,7 @@ def test_all_tokens_kept_equals_timm(family, table):
     with torch.no_grad():
         t = table(embed(vit, images), vit.num_prefix_tokens)
         for block in vit.blocks: t = run_block(block, t)
-        torch.testing.assert_close(readout(vit, t), vit(images), atol=1e-6, rtol=0)
+        torch.testing.assert_close(read_out(vit, t), vit(images), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -52,7 +54,7 @@ def test_tables_agree_on_survivors(family):
         on = (torch.rand(x.shape[:2]) < torch.tensor([[.1], [.5], [1.]])) | M.is_prefix
         M, T = M.keep(on), T.keep(on.flatten())
         for block in vit.blocks: M, T = run_block(block, M), run_block(block, T)
-        torch.testing.assert_close(readout(vit, T), readout(vit, M), atol=1e-5, rtol=0)
+        torch.testing.assert_close(read_out(vit, T), read_out(vit, M), atol=1e-5, rtol=0)
 
 
 def test_another_resolution():
@@ -61,7 +63,7 @@ def test_another_resolution():
     with torch.no_grad():
         t = PackedTokens(embed(vit, images), 1)
         for block in vit.blocks: t = run_block(block, t)
-        torch.testing.assert_close(readout(vit, t), vit(images), atol=1e-6, rtol=0)
+        torch.testing.assert_close(read_out(vit, t), vit(images), atol=1e-6, rtol=0)
 
 
 REFUSED = {

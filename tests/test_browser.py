@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.cli import shipped
-from adaptive_tokens.data import ClutteredDigits, normalize
-from adaptive_tokens.explorer import as_frame
+from adaptive_tokens.models.checkpoint import shipped
+from adaptive_tokens.images.digits import ClutteredDigits, normalize
+from adaptive_tokens.look.explorer import as_frame
 
 pytestmark = pytest.mark.browser
 HOSTILE = '<img src=x onerror=alert(1)>"\'&amp;'

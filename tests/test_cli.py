@@ -22,9 +22,9 @@ from timm.models import save_for_hf
 import adaptive_tokens as at
 from adaptive_tokens import cli
 from adaptive_tokens import bench as bench_module
-from adaptive_tokens.bench import Benchmark, short
-from adaptive_tokens.data import ClutteredDigits, digits_vit, normalize
-from adaptive_tokens.saving import load_dense, save_dense
+from adaptive_tokens.measure.result import Benchmark, three_digits
+from adaptive_tokens.images.digits import ClutteredDigits, digits_vit, normalize
+from adaptive_tokens.models.checkpoint import load_dense, save_dense
 
 FEW = ['--n', '6', '--repeats', '2', '--batch-size', '3', '--device', 'cpu']
 SHORT = ['--epochs', '1', '--n', '16', '--val-n', '8', '--batch-size', '8', '--device', 'cpu']
@@ -203,7 +203,7 @@ def test_bench_sweeps_over_batch_sizes_and_chooses_the_form(run, dense, adaptive
         assert bench.meta['batch_size'] == size and bench.meta['n'] == 6 // size * size
         assert {form.split(' at ')[1] for form in bench.rows[1]['execution'].split(', ')} == {'1', str(size)}
     line = next(line for line in text.splitlines()[::-1] if line.startswith(adaptive)).split()
-    assert line[1:] == [short(b.rows[1]['speedup']) for b in benches.values()]
+    assert line[1:] == [three_digits(b.rows[1]['speedup']) for b in benches.values()]
     check_page(out, 2)
 
 
@@ -263,15 +263,15 @@ def test_calibrate_may_only_look(run, adaptive, tmp_path, monkeypatch):
 
 def test_train_dense_and_then_a_method_from_it(run, dense, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    short = [*SHORT, '--epochs', '2']
-    code, text, _ = run('train', '--init', dense, *short)
+    three_digits = [*SHORT, '--epochs', '2']
+    code, text, _ = run('train', '--init', dense, *three_digits)
     assert code == 0 and 'runs/dense/best' in text.replace('\\', '/') and 'of 2: top-1' in text
     assert {f.name for f in (tmp_path/'runs'/'dense').iterdir()} == {'best', 'last', 'log.jsonl', 'log.png', 'states'}
-    code, text, _ = run('train', '--method', 'as-vit', '--budget', '0.8', '--init', 'runs/dense/best', *short)
+    code, text, _ = run('train', '--method', 'as-vit', '--budget', '0.8', '--init', 'runs/dense/best', *three_digits)
     rows = [json.loads(line) for line in (tmp_path/'runs'/'as-vit'/'log.jsonl').read_text().splitlines()]
     assert code == 0 and len(rows) == 2 and all(row['distill'] > 0 and 'top1' in row for row in rows)
     assert at.AdaptiveViT.from_pretrained(tmp_path/'runs'/'as-vit'/'last').budget == .8
-    code, _, err = run('train', '--init', dense, *short)
+    code, _, err = run('train', '--init', dense, *three_digits)
     assert code == 2 and 'holds a run already' in err
 
 
@@ -425,7 +425,7 @@ def test_by_level_counts_blocks_on_the_digit_and_beside_it():
     class Everything(at.Method):
         name = 'everything'
         def forward(self, blocks, t, record):
-            from adaptive_tokens.blocks import run_block
+            from adaptive_tokens.backbones.timm_vit import run_block
             for block in blocks: record(t); t = run_block(block, t)
             return t
     vit, digits = digits_vit(img_size=32, embed_dim=32, depth=2).eval(), ClutteredDigits('test', size=12, image_size=32)

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import adaptive_tokens as at
-from adaptive_tokens.cost import block_macs, head_macs, macs, stem_macs
+from adaptive_tokens.models.cost import block_macs, head_macs, macs, stem_macs
 
 # Before 2.15 torch does not count fused attention on the CPU.
 FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}

@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from adaptive_tokens import data as d
-from adaptive_tokens.data import ClutteredDigits, digits_loader, image_loader, open_images
+from adaptive_tokens.images.digits import ClutteredDigits, digits_loader
+from adaptive_tokens.images.real import image_loader, open_images
 
 # Another fingerprint means other images: every stored accuracy and checkpoint then has to be made anew.
 FINGERPRINTS = dict(train='1c8a88510f0d047c', test='662f35a79f757c2b')

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from adaptive_tokens import devices
-from adaptive_tokens.devices import commit, cpu_name, devices_here, hardware, resolve_device, resolve_dtype
+from adaptive_tokens.devices import devices_here, resolve_device, resolve_dtype
+from adaptive_tokens.measure.provenance import cpu_name, git_commit, hardware
 
 
 @pytest.fixture
@@ -52,25 +53,25 @@ def test_cpu_name_without_cpuinfo_and_sysctl(monkeypatch):
 
 
 def test_commit_of_a_checkout_and_of_none(tmp_path):
-    assert commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
     def git(*words):
         who = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false']
         done = subprocess.run(['git', '-C', tmp_path, *who, *words], check=True, capture_output=True, text=True)
         return done.stdout.strip()
     git('init', '-q')
-    assert commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
     (tmp_path/'file').write_text('one')
     git('add', 'file')
     git('commit', '-q', '-m', 'first')
-    assert commit(tmp_path) == git('rev-parse', '--short', 'HEAD')
+    assert git_commit(tmp_path) == git('rev-parse', '--short', 'HEAD')
     (tmp_path/'file').write_text('two')
-    assert commit(tmp_path) == git('rev-parse', '--short', 'HEAD') + '*'
+    assert git_commit(tmp_path) == git('rev-parse', '--short', 'HEAD') + '*'
 
 
 def test_no_git_at_hand(tmp_path, monkeypatch):
     (tmp_path/'.git').mkdir()
     monkeypatch.setattr(devices.shutil, 'which', lambda name: None)
-    assert commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
 
 
 @pytest.mark.parametrize('triton, tools, said', [(None, {'gcc'}, 'needs triton'), (1, set(), 'neither gcc nor clang'), (1, {'clang'}, '')])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.data import LEVELS
-from adaptive_tokens.gating import biases
-from adaptive_tokens.halting import budget_depth
-from adaptive_tokens.saving import load_dense
+from adaptive_tokens.images.drawing import LEVELS
+from adaptive_tokens.methods.adavit import biases
+from adaptive_tokens.methods.avit import budget_depth
+from adaptive_tokens.models.checkpoint import load_dense
 
 SHIPPED = files('adaptive_tokens')/'checkpoints'
 STORED = json.loads((Path(__file__).parent.parent/'benchmarks'/'digits.json').read_text())

@@ -13,11 +13,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import adaptive_tokens as at
-from adaptive_tokens.blocks import UnsupportedBackbone
-from adaptive_tokens.cli import shipped
-from adaptive_tokens.data import ClutteredDigits, normalize
-from adaptive_tokens.explorer import SCRIPT, STYLE, as_frame, as_page, data_url, levels_of, lines_of, observe, quantised
-from adaptive_tokens.plots import head_terms
+from adaptive_tokens.backbones.timm_vit import UnsupportedBackbone
+from adaptive_tokens.models.checkpoint import shipped
+from adaptive_tokens.images.digits import ClutteredDigits, normalize
+from adaptive_tokens.look.explorer import (SCRIPT, STYLE, as_frame, as_page, data_url, levels_of, observe,
+    quantised, thresholds_of)
+from adaptive_tokens.look.heads import head_terms
 
 HOSTILE = '</script><img src=x onerror=alert(1)>"\'&amp;<!--\ud800'
 METHODS = ['a-vit', 'adavit', 'as-vit']
@@ -119,12 +120,12 @@ def test_no_score_crosses_its_line(values, line):
 
 
 def test_lines_are_those_of_the_methods(models):
-    assert lines_of(models['dense']) == [None] * 4
-    assert lines_of(models['a-vit']) == [.99] * 4 and lines_of(models['adavit']) == [.5] * 4
+    assert thresholds_of(models['dense']) == [None] * 4
+    assert thresholds_of(models['a-vit']) == [.99] * 4 and thresholds_of(models['adavit']) == [.5] * 4
     stages = models['as-vit'].method.stages()
-    assert [l for l, line in enumerate(lines_of(models['as-vit']), 1) if line is not None] == [l for l, t in stages.items() if t >= 0]
-    for name in METHODS: assert lines_of(at.adapt(models['dense'], name, 1.)) == [None] * 4
-    assert lines_of(at.adapt(models['dense'], 'adavit', .9, kinds=('heads',))) == [None] * 4
+    assert [l for l, line in enumerate(thresholds_of(models['as-vit']), 1) if line is not None] == [l for l, t in stages.items() if t >= 0]
+    for name in METHODS: assert thresholds_of(at.adapt(models['dense'], name, 1.)) == [None] * 4
+    assert thresholds_of(at.adapt(models['dense'], 'adavit', .9, kinds=('heads',))) == [None] * 4
 
 
 def test_blocks_without_scores_have_a_range():
@@ -136,7 +137,7 @@ def test_a_method_of_ones_own_is_shown(images):
     class Half(at.Method):
         name = 'half'
         def forward(self, blocks, t, record):
-            from adaptive_tokens.blocks import run_block
+            from adaptive_tokens.backbones.timm_vit import run_block
             for l, block in enumerate(blocks):
                 record(t)
                 t = run_block(block, t)

@@ -9,12 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adaptive_tokens as at
 from adaptive_tokens import tokens
-from adaptive_tokens.blocks import embed, readout
-from adaptive_tokens.cost import macs
-from adaptive_tokens.gating import (FORMS, KINDS, balance, biases, gate, gated_block, gated_block_macs, gated_heads, heads_by_head,
-                                    importance, mean_usage, share_at, usage, usage_loss)
-from adaptive_tokens.model import Gates, losses
-from adaptive_tokens.tokens import MaskedTokens, PackedTokens, masked_softmax, with_diagonal
+from adaptive_tokens.backbones.timm_vit import embed, read_out
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.methods.adavit import (FORMS, KINDS, biases, gate, gated_block, gated_block_macs, gated_heads,
+    heads_by_head, importance, match_usage, mean_usage, share_at, usage, usage_loss)
+from adaptive_tokens.models.trace import Gates
+from adaptive_tokens.training.losses import losses
+from adaptive_tokens.tokens.attention import attention_mask, masked_softmax
+from adaptive_tokens.tokens.masked import MaskedTokens
+from adaptive_tokens.tokens.packed import PackedTokens
 
 FAMILIES = [dict(), dict(reg_tokens=3), dict(qk_norm=True), dict(init_values=1e-1), dict(qkv_bias=False),
             dict(model_name='deit_tiny_distilled_patch16_224')]
@@ -96,7 +99,7 @@ def test_packed_equals_masked_for_random_gates(kw, form, rate):
     vit, images = build(**kw)
     every = drawn(vit, images, rate)
     with torch.no_grad():
-        masked, packed = (readout(vit, run(vit, images, every, table, form)) for table in (MaskedTokens, PackedTokens))
+        masked, packed = (read_out(vit, run(vit, images, every, table, form)) for table in (MaskedTokens, PackedTokens))
         torch.testing.assert_close(packed, masked, atol=1e-5, rtol=0)
         if rate == 1: torch.testing.assert_close(packed, vit(images), atol=1e-6, rtol=0)
 
@@ -263,7 +266,7 @@ def soft_attention(q, k, v, mask, *_):
     "Attention in which a mask counts as much as it says, between 0 and 1 too"
     q, k, v = (z.transpose(1, 2) for z in (q, k, v))
     if mask is None: mask = torch.ones(len(q), q.shape[2])
-    return (masked_softmax(q @ k.mT * q.shape[-1]**-.5, with_diagonal(mask.float())) @ v).transpose(1, 2)
+    return (masked_softmax(q @ k.mT * q.shape[-1]**-.5, attention_mask(mask.float())) @ v).transpose(1, 2)
 
 
 def test_importance_is_the_slope_of_the_margin(monkeypatch):
@@ -275,7 +278,7 @@ def test_importance_is_the_slope_of_the_margin(monkeypatch):
     def margin(M):  # attention of block 2 multiplied by M
         every = [Gates(torch.ones(2, 65), torch.ones(2, 3), torch.ones(2, 2)) for _ in range(3)]
         every[1].sublayers[:, 0] = M
-        z = readout(vit, run(vit, images, every, MaskedTokens, 'full'))
+        z = read_out(vit, run(vit, images, every, MaskedTokens, 'full'))
         return (z.gather(1, vit(images).argmax(1, keepdim=True))[:, 0] - z.mean(1)).detach()
     slope = (margin(1 + step) - margin(1 - step)) / (2 * step)
     torch.testing.assert_close(I[1]['sublayers'][:, 0], slope.abs(), atol=1e-3, rtol=2e-2)
@@ -301,7 +304,7 @@ def test_balance_gives_each_kind_its_own_usage():
     with torch.no_grad():
         for b in biases(model.method): b.sub_(6)
         before = mean_usage(model.method, vit, [images])
-        balance(model.method, vit, [images], rounds=10)
+        match_usage(model.method, vit, [images], rounds=10)
         after = mean_usage(model.method, vit, [images])
     assert (before - model.method.target).abs().min() > .1 and (after - model.method.target).abs().max() < .05
 

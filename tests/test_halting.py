@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import adaptive_tokens as at
-from adaptive_tokens.blocks import embed
-from adaptive_tokens.cost import macs
-from adaptive_tokens.halting import (budget_depth, channel_values, depth_prior, even_shifts, halting_distribution,
-                                     halting_score, ponder_loss, prior_loss, released_prior, released_prior_loss)
-from adaptive_tokens.model import Recorder, losses
-from adaptive_tokens.tokens import PackedTokens
+from adaptive_tokens.backbones.timm_vit import embed
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.methods.avit import (budget_depth, channel_values, depth_prior, halting_distribution,
+    halting_score, ponder_loss, prior_loss, released_prior, released_prior_loss, shifts_for_mean_score)
+from adaptive_tokens.models.trace import Recorder
+from adaptive_tokens.training.losses import losses
+from adaptive_tokens.tokens.packed import PackedTokens
 
 FAMILIES = [dict(), dict(reg_tokens=3), dict(qk_norm=True), dict(init_values=1e-1),
             dict(model_name='deit_tiny_distilled_patch16_224')]
@@ -265,7 +266,7 @@ def test_even_shifts_give_every_block_the_same_mean_score():
     z = 5 * channel_values(vit, images.split(3))
     assert z.shape == (8, 8, 65)
     z = z.flatten(1)
-    torch.testing.assert_close(torch.sigmoid(z + even_shifts(z, .02)[:, None]).mean(1), torch.full((8,), .02), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.sigmoid(z + shifts_for_mean_score(z, .02)[:, None]).mean(1), torch.full((8,), .02), atol=1e-4, rtol=0)
 
 
 def test_a_trained_model_keeps_its_own_shifts_when_aimed_anew():
@@ -339,13 +340,13 @@ def test_the_released_prior_trains_and_is_saved(tmp_path):
 
 def pull_of_the_task(model, images):
     "Gradient of the task alone to the scores of the patches, block by block"
-    from adaptive_tokens.blocks import readout
-    from adaptive_tokens.tokens import MaskedTokens
+    from adaptive_tokens.backbones.timm_vit import read_out
+    from adaptive_tokens.tokens.masked import MaskedTokens
     scores = []
 
     def record(t, score): scores.append(score); score.retain_grad()
     table = model.method(model.vit.blocks, MaskedTokens(embed(model.vit, images), 1), record)
-    readout(model.vit, table).logsumexp(1).sum().backward()
+    read_out(model.vit, table).logsumexp(1).sum().backward()
     return [h.grad[:, 1:] for h in scores[:-1]]
 
 

@@ -9,7 +9,9 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 import adaptive_tokens as at
-from adaptive_tokens.model import METHODS, describe, losses
+from adaptive_tokens.models.method import METHODS
+from adaptive_tokens.models.model import timm_arguments
+from adaptive_tokens.training.losses import losses
 
 THETA = (.008, .012, .014)
 
@@ -134,7 +136,7 @@ def test_a_backbone_that_cannot_be_described_is_not_saved(tmp_path):
     model = at.adapt(small(act_layer=nn.ReLU))
     with pytest.raises(ValueError, match='does not rebuild this backbone'): model.save_pretrained(tmp_path/'m')
     assert not list(tmp_path.iterdir())
-    model.backbone = dict(describe(model.vit), act_layer='relu')
+    model.backbone = dict(timm_arguments(model.vit), act_layer='relu')
     model.save_pretrained(tmp_path/'m')
     at.AdaptiveViT.from_pretrained(tmp_path/'m')
 

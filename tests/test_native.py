@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import benchmark, thread_count
-from adaptive_tokens.gating import gated_heads
-from adaptive_tokens.native import SCHEMAS, compile_loops, cpp_loops, prepare
-from adaptive_tokens.tokens import NATIVE, PackedTokens, attend_runs, find_runs, native, nearest_packed
+from adaptive_tokens.measure.benchmark import benchmark
+from adaptive_tokens.measure.timing import thread_count
+from adaptive_tokens.methods.adavit import gated_heads
+from adaptive_tokens.tokens.cpp_loop import SCHEMAS, compile_loops, cpp_loops, prepare
+from adaptive_tokens.tokens.attention import CPP_LOOPS, attend_runs, cpp_loop, find_runs
+from adaptive_tokens.tokens.merging import nearest_packed
+from adaptive_tokens.tokens.packed import PackedTokens
 
 pytestmark = pytest.mark.compiler
 LENGTHS = st.lists(st.integers(0, 9) | st.integers(10, 200), min_size=1, max_size=9)
@@ -113,11 +116,11 @@ def test_operations_are_counted(method, options, threads):
 def test_where_they_do_not_fit_python_goes_on():
     x = torch.randn(3, 2, 8)
     with cpp_loops(True):
-        assert native('attend', x) is NATIVE['attend']
-        assert native('attend', x, x.clone().requires_grad_()) is None
-        with torch.no_grad(): assert native('attend', x.clone().requires_grad_())
-        with torch.autocast('cpu', torch.bfloat16): assert native('attend', x) is None
-        assert native('attend', x.to('meta')) is None
+        assert cpp_loop('attend', x) is CPP_LOOPS['attend']
+        assert cpp_loop('attend', x, x.clone().requires_grad_()) is None
+        with torch.no_grad(): assert cpp_loop('attend', x.clone().requires_grad_())
+        with torch.autocast('cpu', torch.bfloat16): assert cpp_loop('attend', x) is None
+        assert cpp_loop('attend', x.to('meta')) is None
     q, k, v = (torch.randn(5, 2, 8, requires_grad=True) for _ in range(3))
     with cpp_loops(True): attend_runs(q, k, v, find_runs([2, 3])).sum().backward()
     assert q.grad.shape == q.shape
@@ -142,25 +145,25 @@ def test_gradient_of_the_sizes_alone_is_wanted():
 def test_on_and_off():
     with cpp_loops(False):
         compile_loops()
-        assert set(NATIVE) == set(SCHEMAS)
+        assert set(CPP_LOOPS) == set(SCHEMAS)
         compile_loops(False)
-        assert not NATIVE
+        assert not CPP_LOOPS
 
 
 def test_cpp_loops_leaves_things_as_they_were():
     with cpp_loops(False):
         compile_loops(False)
         with pytest.raises(ZeroDivisionError), cpp_loops(True): 1 / 0
-        assert not NATIVE
+        assert not CPP_LOOPS
 
 
 def test_wrong_lengths_are_refused():
     with cpp_loops(True):
         q = torch.randn(5, 2, 8)
-        with pytest.raises(RuntimeError, match='lengths add up to 4; there are 5 rows'): NATIVE['attend'](q, q, q, [2, 2], None)
+        with pytest.raises(RuntimeError, match='lengths add up to 4; there are 5 rows'): CPP_LOOPS['attend'](q, q, q, [2, 2], None)
         x, W, P = torch.randn(5, 8), torch.randn(2, 3, 4, 8), torch.randn(2, 4, 8)
         with pytest.raises(RuntimeError, match=r'gates are \[3, 2\]; there are 2 images and 2 heads'):
-            NATIVE['open_heads'](x, W, None, P, None, [2, 3], torch.ones(3, 2, dtype=torch.bool))
+            CPP_LOOPS['open_heads'](x, W, None, P, None, [2, 3], torch.ones(3, 2, dtype=torch.bool))
 
 
 def test_what_is_prepared_may_be_prepared_again(): prepare.__wrapped__()
@@ -183,5 +186,5 @@ def test_a_benchmark_says_which_loops_it_used():
         with cpp_loops(False):
             compile_loops(False)
             table = benchmark({'dense': model.vit, 'as-vit': model}, images, native=on, **how)
-            assert not NATIVE
+            assert not CPP_LOOPS
         assert table.meta['native'] is on and ('loops in C++' in str(table)) is on

@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from matplotlib.collections import LineCollection
 
-from adaptive_tokens.model import Method, Trace, adapt, calibrate
-from adaptive_tokens.plots import (METHOD_COLOURS, METHOD_MARKERS, depth_distribution, depth_map, edges, fade, gallery,
-                                   gate_usage, head_importance, head_scores, head_terms, patch_grid, picture, plain, stages_of, token_counts,
-                                   token_stages, tokens_per_block)
+from adaptive_tokens.models.method import Method
+from adaptive_tokens.models.model import adapt, calibrate
+from adaptive_tokens.models.trace import Trace
+from adaptive_tokens.look.figures import (depth_distribution, depth_map, edges, fade, gallery, gate_usage,
+    patch_grid, picture, stages_of, token_counts, token_stages, tokens_per_block)
+from adaptive_tokens.look.heads import head_importance, head_scores, head_terms
+from adaptive_tokens.look.style import METHOD_COLOURS, METHOD_MARKERS, plain_text
 
 
 def trace_of(active):

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import adaptive_tokens as at
-from adaptive_tokens.cost import macs
-from adaptive_tokens.model import losses
-from adaptive_tokens.pruning import (budget_loss, decide, default_places, common_share, rank_stages, share_threshold,
-                                     token_score)
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.training.losses import losses
+from adaptive_tokens.methods.asvit import (budget_loss, common_share, default_places, keep_mask, rank_stages,
+    share_threshold, token_score)
 from builders import spread_vit
 
 
@@ -117,7 +117,7 @@ def test_patches_may_come_in_any_order():
 def test_straight_through_gradient_is_that_of_the_soft_mask():
     S = torch.rand(40, requires_grad=True)
     theta = torch.tensor(.5, requires_grad=True)
-    M = decide(S, theta, 20., torch.zeros(40, dtype=torch.bool))
+    M = keep_mask(S, theta, 20., torch.zeros(40, dtype=torch.bool))
     assert torch.equal(M.detach() > .5, S > theta)
     g = torch.autograd.grad(M.sum(), (S, theta))
     soft = torch.autograd.grad(torch.sigmoid(20. * (S - theta)).sum(), (S, theta))

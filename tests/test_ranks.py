@@ -11,11 +11,12 @@ from conftest import lacking_fork
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptive_tokens import gating
-from adaptive_tokens.data import digits_loader, digits_vit
-from adaptive_tokens.devices import over_ranks
-from adaptive_tokens.model import adapt, calibrate
-from adaptive_tokens.pruning import revive
-from adaptive_tokens.train import fit, frozen, loss_terms
+from adaptive_tokens.images.digits import digits_loader, digits_vit
+from adaptive_tokens.devices import mean_over_ranks
+from adaptive_tokens.models.model import adapt, calibrate
+from adaptive_tokens.methods.asvit import reset_dead_thresholds
+from adaptive_tokens.training.fit import fit
+from adaptive_tokens.training.losses import frozen, loss_terms
 
 LACKING = lacking_fork() or ('' if dist.is_available() and dist.is_gloo_available() else 'no gloo')
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
@@ -59,8 +60,8 @@ def as_rank(rank, port, queue, work, args):
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)  # of the process that was forked
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    try: queue.put((rank, work(rank, *args)))
-    except Exception as e: queue.put((rank, RuntimeError(f'rank {rank}: {e!r}')))
+    try: queue.write_back((rank, work(rank, *args)))
+    except Exception as e: queue.write_back((rank, RuntimeError(f'rank {rank}: {e!r}')))
 
 
 def gradients(model): return {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
@@ -77,7 +78,7 @@ def half(rank, method, part, dtype):
     whole = DistributedDataParallel(model)
     terms, *_ = loss_terms(model, images, labels, teacher(images), whole)
     terms['loss'].backward()
-    values = {name: over_ranks(v.detach()).item() for name, v in terms.items()}
+    values = {name: mean_over_ranks(v.detach()).item() for name, v in terms.items()}
     dist.destroy_process_group()
     return values, gradients(model)
 
@@ -146,7 +147,7 @@ def test_two_processes_go_on_where_they_were(tmp_path):
 def mean_of(rank, values):
     dist.init_process_group('gloo')
     x = torch.tensor(values[rank], requires_grad=True)
-    mean = over_ranks(x.mean())
+    mean = mean_over_ranks(x.mean())
     mean.backward()
     dist.destroy_process_group()
     return mean.item(), x.grad.tolist()
@@ -155,7 +156,7 @@ def mean_of(rank, values):
 def test_a_mean_over_ranks_has_the_value_of_all_and_the_gradient_of_its_own():
     (a, grad_a), (b, grad_b) = in_two(mean_of, [[1., 2.], [3., 6.]])
     assert a == b == 3 and grad_a == grad_b == [.5, .5]
-    assert over_ranks(torch.tensor(2.)) == 2
+    assert mean_over_ranks(torch.tensor(2.)) == 2
 
 
 def revived(rank, nothing_left):
@@ -166,7 +167,7 @@ def revived(rank, nothing_left):
     images, _ = batch()
     model.method.theta.grad = torch.tensor([1., 0.])
     *_, trace = model(images[8 * rank:8 * rank + 8], return_trace=True)
-    revive(model.method, trace, model.vit)
+    reset_dead_thresholds(model.method, trace, model.vit)
     dist.destroy_process_group()
     return model.method.theta[1].item()
 

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from adaptive_tokens import gating, halting, pruning  # noqa: F401, they register their methods
-from adaptive_tokens.data import digits_vit
-from adaptive_tokens.model import METHODS, adapt
-from adaptive_tokens.recipes import RECIPES, WANTED, Recipe, make_mixup, make_optimizer, parameter_groups, recipe_of
+from adaptive_tokens.images.digits import digits_vit
+from adaptive_tokens.models.method import METHODS
+from adaptive_tokens.models.model import adapt
+from adaptive_tokens.training.recipe import (RECIPES, RULES, Recipe, load_recipe, make_mixup, make_optimizer,
+    parameter_groups)
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -22,7 +24,7 @@ def test_published_recipes_name_what_exists_and_can_be_built(name):
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_printed_recipe_reads_back_equal(name, tmp_path):
     (tmp_path/'r.yaml').write_text(str(RECIPES[name]))
-    assert recipe_of(tmp_path/'r.yaml') == RECIPES[name]
+    assert load_recipe(tmp_path/'r.yaml') == RECIPES[name]
     assert all(f'{field}:' in str(RECIPES[name]) for field in asdict(Recipe()))
 
 
@@ -35,7 +37,7 @@ numbers = st.fixed_dictionaries(dict(epochs=st.integers(1, 500), lr=st.floats(1e
 def test_changes_win_over_a_file_and_a_file_over_its_base(tmp_path_factory, changes):
     file = tmp_path_factory.mktemp('r')/'r.yaml'
     file.write_text('base: as-vit/deit-s-0.65\n' + ''.join(f'{k}: {v!r}\n' for k, v in changes.items()))
-    recipe = recipe_of(file, lr=.5, options=dict(T=7.))
+    recipe = load_recipe(file, lr=.5, options=dict(T=7.))
     assert asdict(recipe) == {**asdict(RECIPES['as-vit/deit-s-0.65']), **changes, 'lr': .5, 'options': dict(budget_weight=9.2, T=7.)}
 
 
@@ -49,10 +51,10 @@ def test_changes_win_over_a_file_and_a_file_over_its_base(tmp_path_factory, chan
     (dict(opt='adamv'), "'adamv'"), (dict(budget='half'), "budget is 'half'; it must be a number"), (dict(options=None), 'options is None; it must be a mapping'),
     (dict(batch_size=100.), 'batch_size is 100.0; it must be a whole number'), (dict(epoch=3), "no field of a recipe 'epoch'; nearest: epochs")])
 def test_numbers_that_cannot_work_are_named(changes, match):
-    with pytest.raises(ValueError, match=match): recipe_of(**changes)
+    with pytest.raises(ValueError, match=match): load_recipe(**changes)
 
 
-def test_every_number_has_a_rule(): assert set(WANTED) == {k for k, v in asdict(Recipe()).items() if isinstance(v, (int, float))} - {'budget'}
+def test_every_number_has_a_rule(): assert set(RULES) == {k for k, v in asdict(Recipe()).items() if isinstance(v, (int, float))} - {'budget'}
 
 
 @pytest.mark.parametrize('text, error, match', [
@@ -61,24 +63,24 @@ def test_every_number_has_a_rule(): assert set(WANTED) == {k for k, v in asdict(
 def test_files_that_hold_no_recipe_are_named(text, error, match, tmp_path):
     file = tmp_path/'mine.yaml'
     if text is not None: file.write_text(text)
-    with pytest.raises(error, match=match): recipe_of(file)
+    with pytest.raises(error, match=match): load_recipe(file)
 
 
 def test_numbers_among_the_options_of_a_file_are_numbers(tmp_path):
     (tmp_path/'mine.yaml').write_text('method: as-vit\noptions:\n  T: 1e4\n  fold: merge\n  places: [2, 3]\n')
-    assert recipe_of(tmp_path/'mine.yaml').options == dict(T=1e4, fold='merge', places=[2, 3])
+    assert load_recipe(tmp_path/'mine.yaml').options == dict(T=1e4, fold='merge', places=[2, 3])
 
 
 def test_a_file_without_a_base_changes_the_plain_recipe(tmp_path):
     (tmp_path/'mine.yaml').write_text('lr: 3e-4\n')
     plain = Recipe(epochs=7, budget=.5)
-    assert recipe_of(tmp_path/'mine.yaml', plain) == Recipe(epochs=7, budget=.5, lr=3e-4) and recipe_of(None, plain) == plain
+    assert load_recipe(tmp_path/'mine.yaml', plain) == Recipe(epochs=7, budget=.5, lr=3e-4) and load_recipe(None, plain) == plain
 
 
 def test_another_method_does_not_inherit_the_options_of_the_old_one():
-    assert recipe_of('as-vit/deit-s-0.65', method='a-vit').options == {}
-    assert recipe_of('as-vit/deit-s-0.65', method='a-vit', options=dict(gamma=3.)).options == dict(gamma=3.)
-    assert recipe_of('as-vit/deit-s-0.65', method='as-vit', options=dict(T=3.)).options == dict(budget_weight=9.2, T=3.)
+    assert load_recipe('as-vit/deit-s-0.65', method='a-vit').options == {}
+    assert load_recipe('as-vit/deit-s-0.65', method='a-vit', options=dict(gamma=3.)).options == dict(gamma=3.)
+    assert load_recipe('as-vit/deit-s-0.65', method='as-vit', options=dict(T=3.)).options == dict(budget_weight=9.2, T=3.)
 
 
 def test_layer_decay_slows_the_early_blocks_and_keeps_the_method_apart():

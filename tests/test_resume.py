@@ -15,10 +15,10 @@ import torch
 from conftest import lacking_fork
 
 from adaptive_tokens import saving, train
-from adaptive_tokens.data import digits_loader, digits_vit
-from adaptive_tokens.model import adapt
-from adaptive_tokens.saving import newest_state, save_state, states, remove_leftovers
-from adaptive_tokens.train import fit
+from adaptive_tokens.images.digits import digits_loader, digits_vit
+from adaptive_tokens.models.model import adapt
+from adaptive_tokens.training.state import newest_state, remove_leftovers, save_state, states
+from adaptive_tokens.training.fit import fit
 
 needs_fork = pytest.mark.skipif(bool(lacking_fork()), reason=lacking_fork())
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None

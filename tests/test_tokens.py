@@ -3,10 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from adaptive_tokens.baselines import match_pairs
-from adaptive_tokens.tokens import (MaskedTokens, PackedTokens, _padded_match, attend_runs, attention_route, class_row, find_runs,
-                                    fold_masked, masked_attention, masked_softmax, nearest_masked, nearest_packed,
-                                    with_diagonal)
+from adaptive_tokens.methods.tome import match_pairs
+from adaptive_tokens.tokens.attention import (attend_runs, attention_mask, choose_kernel, find_runs,
+    masked_attention, masked_softmax, packed_class_attention)
+from adaptive_tokens.tokens.masked import MaskedTokens
+from adaptive_tokens.tokens.merging import _padded_match, fold_masked, nearest_masked, nearest_packed
+from adaptive_tokens.tokens.packed import PackedTokens
 
 B, N, P, H, DH = 3, 7, 2, 2, 8
 
@@ -60,7 +62,7 @@ def test_class_rows_agree(counts, seed):
     torch.manual_seed(seed)
     on, (q, k) = random_on(seed, counts), torch.randn(2, len(counts), N, H, DH)
     T = PackedTokens(torch.randn(len(counts), N, 4), P).keep(on.flatten())
-    rows = class_row(q[on], k[on], T.image, T.offsets)
+    rows = packed_class_attention(q[on], k[on], T.image, T.offsets)
     torch.testing.assert_close(rows, reference_class_row(q[on], k[on], T.lengths), atol=1e-6, rtol=1e-5)
     for m in (on, on.float().requires_grad_()):
         got = MaskedTokens(torch.randn(len(counts), N, 4), P).keep(m).class_attention(q, k)[on]
@@ -77,7 +79,7 @@ def test_bookkeeping_round_trips(counts, seed):
     assert T.counts().tolist() == M.counts().tolist() == [P + n for n in counts]
     assert torch.equal(T.active, on) and torch.equal(M.active, on)
     assert torch.equal(T.x, x[on]) and torch.equal(T.prefix(), x[:, :P])
-    back = T.scatter(T.x, float('nan'))
+    back = T.to_full_grid(T.x, float('nan'))
     assert torch.equal(back[on], x[on]) and back[~on].isnan().all()
     torch.testing.assert_close(T.patch_mean(), M.patch_mean())
 
@@ -90,11 +92,11 @@ def test_lent_rows_come_back_and_others_are_untouched(counts, seed, rate):
     lend = torch.rand(len(counts), N) < rate
     T, M = PackedTokens(x, P).keep(on.flatten()), MaskedTokens(x, P).keep(on)
     lent = T.select(lend[on])
-    back = T.put(lent + lent.x)
+    back = T.write_back(lent + lent.x)
     assert torch.equal(back.x[~lend[on]], T.x[~lend[on]]) and torch.equal(back.index, T.index)
     for mask in (lend, lend.float()):
         borrowed = M.select(mask)
-        masked = M.put(borrowed + borrowed.x)
+        masked = M.write_back(borrowed + borrowed.x)
         assert torch.equal(masked.x[on], back.x) and torch.equal(masked.x[~(lend & on)], x[~(lend & on)])
 
 
@@ -176,7 +178,7 @@ def test_a_mask_has_the_slope_of_the_explicit_softmax(alive, scale, seed):
 
     def explicit(q, k, v, m):
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
-        return (masked_softmax(q @ k.mT * DH**-.5, with_diagonal(m)) @ v).transpose(1, 2)
+        return (masked_softmax(q @ k.mT * DH**-.5, attention_mask(m)) @ v).transpose(1, 2)
     both = []
     for attend in (masked_attention, explicit):
         leaves = [z.clone().requires_grad_() for z in (q, k, v, mask)]
@@ -213,9 +215,9 @@ def test_dropout_belongs_to_training():
 
 def test_route_on_cpu():
     q = torch.zeros(4, H, DH)
-    assert attention_route(q, find_runs([2, 2])) == 'plain'
-    assert attention_route(q[:0].bfloat16(), []) == 'plain' == attention_route(q[:0].bfloat16(), find_runs([0, 0]))
-    assert attention_route(q.bfloat16(), find_runs([1, 3])) == 'runs'
+    assert choose_kernel(q, find_runs([2, 2])) == 'plain'
+    assert choose_kernel(q[:0].bfloat16(), []) == 'plain' == choose_kernel(q[:0].bfloat16(), find_runs([0, 0]))
+    assert choose_kernel(q.bfloat16(), find_runs([1, 3])) == 'runs'
 
 
 def tables(counts, seed, on=None):
@@ -260,7 +262,7 @@ def test_absorbed_tokens_are_means_of_all_that_went_in(counts, seed, rate):
             near = [(float(f[b, n] @ f[b, m]), m) for c, m in members if c == b and m >= P and stay[b, m]]
             if near: members[b, max(near)[1]] += went
         members = {key: m for key, m in members.items() if stay[key]}
-        T, M = T.absorb(stay[T.image, T.index], f[T.image, T.index]), M.absorb(stay, f)
+        T, M = T.merge_dropped(stay[T.image, T.index], f[T.image, T.index]), M.merge_dropped(stay, f)
     want = torch.stack([x[b, m].mean(0) for (b, _), m in sorted(members.items())]).float()
     assert list(zip(T.image.tolist(), T.index.tolist())) == sorted(members)
     torch.testing.assert_close(T.x, want, atol=1e-5, rtol=1e-4)
@@ -272,7 +274,7 @@ def test_who_takes_nobody_in_keeps_every_bit():
     T, M, on = tables([5, 5, 3], 1)
     stay, f = on.clone(), torch.nn.functional.normalize(torch.randn(B, N, 5), dim=-1)
     stay[:, -1] = False
-    after, masked = T.absorb(stay[on], f[on]), M.absorb(stay, f)
+    after, masked = T.merge_dropped(stay[on], f[on]), M.merge_dropped(stay, f)
     same = after.size == 1
     assert same.any() and not same.all()
     assert torch.equal(after.x[same], T.x[stay[on]][same])
@@ -283,7 +285,7 @@ def test_who_takes_nobody_in_keeps_every_bit():
 def test_with_nobody_left_the_dropped_are_lost():
     T, M, on = tables([3, 5], 2)
     stay, f = (torch.arange(N) < P).expand(2, -1), torch.ones(2, N, 1)
-    after, masked = T.absorb(stay[on], f[on]), M.absorb(stay, f)
+    after, masked = T.merge_dropped(stay[on], f[on]), M.merge_dropped(stay, f)
     assert torch.equal(after.x, T.x[T.is_prefix]) and torch.equal(masked.x[masked.active], after.x)
     assert after.size.tolist() == [1] * 2 * P
 
@@ -328,7 +330,7 @@ def test_equal_counts_pick_and_merge_alike(r, seed, weighted):
         torch.testing.assert_close(after[1].x[b, parts[0]], want, atol=1e-5, rtol=1e-4)
     assert after[0].lengths == [N - r] * 3 and len(after[0].runs) == 1 and (after[0].size is None) == weighted
     at = torch.cat([torch.arange(P).expand(3, -1), order[:, :2].sort(1).values], 1)
-    picked = T.pick(at), M.pick(at)
+    picked = T.take_columns(at), M.take_columns(at)
     assert torch.equal(picked[0].x, picked[1].x[picked[1].active]) and torch.equal(picked[0].grid(picked[0].index), at)
 
 
@@ -337,7 +339,7 @@ def test_equal_counts_pick_and_merge_alike(r, seed, weighted):
 def test_top_is_the_highest_of_each_image(counts, seed):
     T, M, on = tables(counts, seed)
     values, among = torch.randint(0, 4, on.shape).float(), (torch.rand(on.shape) < .6) & on
-    packed, masked = T.top(values[on], among[on]), M.top(values, among)
+    packed, masked = T.argmax_per_image(values[on], among[on]), M.argmax_per_image(values, among)
     for b in range(len(counts)):
         rows = among[b].nonzero()[:, 0].tolist()
         want = max(rows, key=lambda n: values[b, n]) if rows else -1
@@ -347,7 +349,7 @@ def test_top_is_the_highest_of_each_image(counts, seed):
 
 def test_a_bias_has_no_place_in_varlen():
     q = torch.zeros(4, H, DH).bfloat16()
-    assert attention_route(q, find_runs([1, 3]), True) == 'runs' and attention_route(q, find_runs([2, 2]), True) == 'plain'
+    assert choose_kernel(q, find_runs([1, 3]), True) == 'runs' and choose_kernel(q, find_runs([2, 2]), True) == 'plain'
 
 
 @pytest.mark.gpu
@@ -358,7 +360,7 @@ def test_varlen_route_equals_plain_softmax(dtype, tolerance):
     q, k, v = torch.randn(3, 8, 197, 6, 64).to(dtype)
     T = PackedTokens(torch.zeros(8, 197, 1).cuda()).keep(on.flatten().cuda())
     picked = [z[on].cuda() for z in (q, k, v)]
-    assert attention_route(picked[0], T.runs) == ('runs' if dtype == torch.float32 else 'varlen')
+    assert choose_kernel(picked[0], T.runs) == ('runs' if dtype == torch.float32 else 'varlen')
     want = reference_attention(q, k, v, on)[on]
     torch.testing.assert_close(T.attend(*picked).cpu().double(), want, atol=tolerance, rtol=tolerance)
     row = T.class_attention(*picked[:2]).cpu()

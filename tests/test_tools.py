@@ -11,9 +11,9 @@ import torch
 
 import adaptive_tokens as at
 from adaptive_tokens import bench
-from adaptive_tokens.bench import Benchmark
-from adaptive_tokens.cost import macs
-from adaptive_tokens.data import ClutteredDigits, digits_vit, normalize
+from adaptive_tokens.measure.result import Benchmark
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.images.digits import ClutteredDigits, digits_vit, normalize
 
 ROOT = Path(__file__).resolve().parent.parent
 DOT = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')

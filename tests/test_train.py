@@ -15,11 +15,16 @@ from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_tokens import devices, train
-from adaptive_tokens.cost import macs
-from adaptive_tokens.model import AdaptiveViT, adapt, calibrate, losses
-from adaptive_tokens.recipes import Recipe, make_optimizer, make_scheduler, parameter_groups, smoothed
-from adaptive_tokens.saving import load_dense, save_dense, staged, write_text
-from adaptive_tokens.train import best_epoch, check_targets, evaluate, fit, loss_terms
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.models.model import AdaptiveViT, adapt, calibrate
+from adaptive_tokens.training.losses import losses
+from adaptive_tokens.training.recipe import Recipe, make_optimizer, make_scheduler, parameter_groups, smoothed
+from adaptive_tokens.models.checkpoint import load_dense, save_dense
+from adaptive_tokens.models.files import staged, write_text
+from adaptive_tokens.training.evaluate import check_targets, evaluate
+from adaptive_tokens.training.fit import fit
+from adaptive_tokens.training.losses import loss_terms
+from adaptive_tokens.training.resume import best_epoch
 
 CLASSES = 4
 
@@ -745,7 +750,7 @@ def test_tensorboard_is_told_of_every_epoch(tmp_path):
 
 def test_a_penalty_without_gradient_and_a_cost_that_stands_still_are_announced_once():
     model = sparse()
-    watch, said = train.Watch(patience=3), []
+    watch, said = train.StallMonitor(patience=3), []
     run = type('Run', (), dict(model=model, steps=7))
     model.method.theta.grad = torch.zeros(2)
     with warnings.catch_warnings(record=True) as caught:
@@ -756,7 +761,7 @@ def test_a_penalty_without_gradient_and_a_cost_that_stands_still_are_announced_o
     assert 'stood at 0.900' in said[1] and 'the budget is 0.7' in said[1]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        watch, model.method.theta.grad = train.Watch(patience=3), torch.ones(2)
+        watch, model.method.theta.grad = train.StallMonitor(patience=3), torch.ones(2)
         for share in (.9, .8, .7, .7, .7, .7): watch(run, share)
 
 

@@ -16,12 +16,12 @@ import timm
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import benchmark
-from adaptive_tokens.blocks import embed, run_block
-from adaptive_tokens.data import ClutteredDigits
-from adaptive_tokens.gating import FORMS, KINDS, AdaViT
-from adaptive_tokens.model import AdaptiveViT
-from adaptive_tokens.tokens import PackedTokens
+from adaptive_tokens.measure.benchmark import benchmark
+from adaptive_tokens.backbones.timm_vit import embed, run_block
+from adaptive_tokens.images.digits import ClutteredDigits
+from adaptive_tokens.methods.adavit import AdaViT, FORMS, KINDS
+from adaptive_tokens.models.model import AdaptiveViT
+from adaptive_tokens.tokens.packed import PackedTokens
 
 ROOT = Path(__file__).resolve().parent.parent
 

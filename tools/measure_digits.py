@@ -12,8 +12,8 @@ import copy
 from pathlib import Path
 
 import adaptive_tokens as at
-from adaptive_tokens.cli import shipped
-from adaptive_tokens.data import ClutteredDigits, digits_loader
+from adaptive_tokens.models.checkpoint import shipped
+from adaptive_tokens.images.digits import ClutteredDigits, digits_loader
 
 ROOT = Path(__file__).resolve().parent.parent
 

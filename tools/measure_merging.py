@@ -17,9 +17,9 @@ import timm
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import paired
-from adaptive_tokens.cost import head_macs
-from adaptive_tokens.devices import hardware
+from adaptive_tokens.measure.statistics import paired
+from adaptive_tokens.models.cost import head_macs
+from adaptive_tokens.measure.provenance import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE, SEED = 'deit_tiny_patch16_224', 0

@@ -20,13 +20,16 @@ import torch
 from measure_deit import RandomGates, calibrated
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import benchmark, choose_execution, circumstances, placed, where_time_goes, with_compiled
-from adaptive_tokens.data import ClutteredDigits
+from adaptive_tokens.measure.benchmark import benchmark, copies_on_device, with_compiled
+from adaptive_tokens.measure.execution import choose_execution
+from adaptive_tokens.measure.profile import where_time_goes
+from adaptive_tokens.measure.provenance import provenance
+from adaptive_tokens.images.digits import ClutteredDigits
 from adaptive_tokens.devices import resolve_device, resolve_dtype
-from adaptive_tokens.gating import KINDS
-from adaptive_tokens.model import AdaptiveViT
-from adaptive_tokens.native import cpp_loops
-from adaptive_tokens.saving import write_text
+from adaptive_tokens.methods.adavit import KINDS
+from adaptive_tokens.models.model import AdaptiveViT
+from adaptive_tokens.tokens.cpp_loop import cpp_loops
+from adaptive_tokens.models.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXED = ('fixed-rate', 'evit', 'tome', 'dynamicvit')
@@ -52,7 +55,7 @@ def profiles(models, images, args):
     device, dtype = resolve_device(args.device), resolve_dtype(args.dtype)
     middle = sorted(args.budgets)[len(args.budgets) // 2]
     models = {name: model for name, model in models.items() if name == 'dense' or name.endswith(f' {middle:g}')}
-    models, images = placed(models, device, dtype), images.to(device, dtype)
+    models, images = copies_on_device(models, device, dtype), images.to(device, dtype)
     if args.compiled: models = with_compiled(models, 'dense', images[:1])
     if args.fall_back:
         for model in models.values():
@@ -81,7 +84,7 @@ def main():
     tables = json.loads(out.read_text()) if out.exists() else {}
     settings = {name: getattr(args, name) for name in ('methods', 'budgets', 'images', 'repeats', 'compiled', 'fall_back', 'dtype')}
     native = settings['native'] = kind == 'cpu' and not args.python_loops
-    here = {k: v for k, v in circumstances(torch.device(kind), resolve_dtype(args.dtype)).items() if k in ('cpu', 'gpu', 'threads', 'torch')}
+    here = {k: v for k, v in provenance(torch.device(kind), resolve_dtype(args.dtype)).items() if k in ('cpu', 'gpu', 'threads', 'torch')}
     for key, table in tables.items():
         made = dict(table['meta']['settings'], **{k: table['meta'][k] for k in here})
         if made != settings | here: p.error(f"{key} in {out} was made otherwise ({made}): delete the file, or name another --out")

@@ -14,9 +14,10 @@ import timm
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.devices import hardware, resolve_device
-from adaptive_tokens.saving import write_text
-from adaptive_tokens.train import step_costs
+from adaptive_tokens.devices import resolve_device
+from adaptive_tokens.measure.provenance import hardware
+from adaptive_tokens.models.files import write_text
+from adaptive_tokens.training.step_costs import step_costs
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,9 +1,20 @@
-"""Notebooks to modules and README, without Quarto: `python tools/notebooks.py export | check [FOLDER]`.
+"""Notebooks to modules and README, without Quarto: `python tools/notebooks.py export | check [FOLDER]`, `run NOTEBOOK ...`.
 
-`export` runs nbdev_export and nbdev_clean, strips widget state, and writes README.md from nbs/index.ipynb.
+`run` executes notebooks from the top in a fresh kernel and stores what they show; cells whose flag this machine lacks
+keep the outputs they have. `export` runs nbdev_export and nbdev_clean, strips widget state, and writes README.md from nbs/index.ipynb.
 `check` does the same in a copy and exits 1, showing the difference, where the checkout is not what it gives.
 """
-import argparse, base64, difflib, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse
+import base64
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,13 +149,46 @@ def check(root):
     print(f'{len(new)} files are what the notebooks give.')
 
 
+def lacking():
+    "Flags of cells that this machine cannot run."
+    import torch
+    flags = [] if torch.cuda.is_available() else ['gpu']
+    if not (os.environ.get('HF_HOME') and os.environ.get('ADAPTIVE_TOKENS_IMAGES')): flags.append('hub')
+    if not (shutil.which('g++') or shutil.which('clang++') or os.environ.get('CXX')): flags.append('compiler')
+    return [*flags, 'eval: false']
+
+
+def run(path):
+    "Execute a notebook in a fresh kernel, in its folder, and store its outputs; an error is raised and nothing is stored."
+    import nbformat
+    from nbclient import NotebookClient
+    nb, left_out = nbformat.read(path, as_version=4), lacking()
+    whole = nb.cells
+    nb.cells = [c for c in whole if not any(re.search(rf'^#\|\s*{flag}\b', c.source, re.M) for flag in left_out)]
+    os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
+    os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    NotebookClient(nb, timeout=1800, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    nb.cells = whole
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.execution_count = None
+        for out in cell.get('outputs', []):
+            if 'execution_count' in out: out['execution_count'] = None
+        cell.metadata.pop('execution', None)
+    nb.metadata = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    nbformat.write(nb, path)
+    strip(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = dict(export=export, readme=readme, check=check)
-    parser.add_argument('verb', choices=verbs)
-    parser.add_argument('folder', nargs='?', type=Path, default=ROOT)
+    parser.add_argument('verb', choices=[*verbs, 'run'])
+    parser.add_argument('paths', nargs='*', type=Path, help='folder of the project; for run: notebooks (default: all)')
     args = parser.parse_args()
-    verbs[args.verb](args.folder.resolve())
+    if args.verb != 'run': return verbs[args.verb]((args.paths or [ROOT])[0].resolve())
+    for path in args.paths or notebooks(ROOT):
+        print(path, flush=True)
+        run(path.resolve())
 
 
 if __name__ == '__main__': main()

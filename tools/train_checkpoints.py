@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 
 import adaptive_tokens as at
-from adaptive_tokens.data import LEVELS, ClutteredDigits, digits_loader, digits_vit
-from adaptive_tokens.devices import hardware
-from adaptive_tokens.gating import KINDS, usage
-from adaptive_tokens.halting import budget_depth
-from adaptive_tokens.pruning import common_share, rank_stages
-from adaptive_tokens.saving import load_dense, save_dense
-from adaptive_tokens.train import evaluate, fit
+from adaptive_tokens.images.digits import ClutteredDigits, digits_loader, digits_vit
+from adaptive_tokens.images.drawing import LEVELS
+from adaptive_tokens.measure.provenance import hardware
+from adaptive_tokens.methods.adavit import KINDS, usage
+from adaptive_tokens.methods.avit import budget_depth
+from adaptive_tokens.methods.asvit import common_share, rank_stages
+from adaptive_tokens.models.checkpoint import load_dense, save_dense
+from adaptive_tokens.training.evaluate import evaluate
+from adaptive_tokens.training.fit import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTIVE = {'as-vit': dict(budget=.65, lr=6e-4), 'a-vit': dict(budget=.65, lr=5e-4), 'adavit': dict(budget=.5, lr=5e-4)}

@@ -22,12 +22,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import adaptive_tokens as at
-from adaptive_tokens.bench import paired
-from adaptive_tokens.cost import macs
-from adaptive_tokens.data import image_loader
-from adaptive_tokens.devices import hardware, resolve_device
-from adaptive_tokens.saving import write_text
-from adaptive_tokens.train import fit
+from adaptive_tokens.measure.statistics import paired
+from adaptive_tokens.models.cost import macs
+from adaptive_tokens.images.real import image_loader
+from adaptive_tokens.devices import resolve_device
+from adaptive_tokens.measure.provenance import hardware
+from adaptive_tokens.models.files import write_text
+from adaptive_tokens.training.fit import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS, BACKBONE = ('as-vit', 'as-vit:merge', 'a-vit', 'adavit'), 'deit_tiny_patch16_224'
