@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from adaptive_tokens.backbones import timm_vit as blocks
 from adaptive_tokens.devices import check_compiler
 
+pytest_plugins = ['command_line']
 WEIGHTS, IMAGES = 'timm/deit_tiny_patch16_224.fb_in1k', 'imagenet_val_1300.tar'
 
 
@@ -108,7 +109,7 @@ def pytest_report_header(config):
 def turn(item):
     "The notebook that takes longest, with real images, comes first, the others last: so processes end together."
     if item.path.stem != 'test_notebooks': return 1
-    return 0 if '30_pruning' in item.name else 2
+    return 0 if 'methods/03_asvit' in item.name else 2
 
 
 def pytest_collection_modifyitems(config, items):

@@ -110,7 +110,7 @@ def test_image_exit_changes_no_answer():
     at.calibrate(model, [images], .5)
 
     class Stays(PackedTokens):
-        def any_first(self, on, R): return torch.ones_like(on)
+        def image_alive(self, on, R): return torch.ones_like(on)
 
     record = Recorder()
     with torch.no_grad():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from adaptive_tokens.methods.tome import match_pairs
-from adaptive_tokens.tokens.attention import (attend_runs, attention_mask, choose_kernel, find_runs,
+from adaptive_tokens.tokens.attention import (ragged_attention, attention_mask, choose_kernel, find_runs,
     masked_attention, masked_softmax, packed_class_attention)
 from adaptive_tokens.tokens.masked import MaskedTokens
 from adaptive_tokens.tokens.merging import _padded_match, fold_masked, nearest_masked, nearest_packed
@@ -140,7 +140,7 @@ def test_an_image_does_not_depend_on_its_neighbours():
         on[0] = random_on(7, [2])[0]
         T = PackedTokens(torch.zeros(B, N, 4), P).keep(on.flatten())
         got = T.attend(q[on], k[on], v[on])[T.image == 0]
-        alone = attend_runs(*(z[0, on[0]] for z in (q, k, v)), find_runs([int(on[0].sum())]))
+        alone = ragged_attention(*(z[0, on[0]] for z in (q, k, v)), find_runs([int(on[0].sum())]))
         torch.testing.assert_close(got, alone, atol=1e-6, rtol=1e-5)
 
 
@@ -293,7 +293,7 @@ def test_with_nobody_left_the_dropped_are_lost():
 def test_the_nearest_is_of_the_same_image_and_stays():
     T, _, on = tables([5, 2, 0, 4], 3)
     stay, f = (torch.rand(on.shape) < .5) | (torch.arange(N) < P), torch.nn.functional.normalize(torch.randn(4, N, 5), dim=-1)
-    kept, gone = T.part(stay[on])
+    kept, gone = T.split(stay[on])
     f, stay, want = f[on], stay[on], []
     for g in gone.tolist():
         hosts = [r for r in range(len(T.x)) if stay[r] and T.image[r] == T.image[g] and not T.is_prefix[r]]
@@ -331,7 +331,7 @@ def test_equal_counts_pick_and_merge_alike(r, seed, weighted):
     assert after[0].lengths == [N - r] * 3 and len(after[0].runs) == 1 and (after[0].size is None) == weighted
     at = torch.cat([torch.arange(P).expand(3, -1), order[:, :2].sort(1).values], 1)
     picked = T.take_columns(at), M.take_columns(at)
-    assert torch.equal(picked[0].x, picked[1].x[picked[1].active]) and torch.equal(picked[0].grid(picked[0].index), at)
+    assert torch.equal(picked[0].x, picked[1].x[picked[1].active]) and torch.equal(picked[0].as_grid(picked[0].index), at)
 
 
 @settings(deadline=None, max_examples=30)
@@ -387,7 +387,7 @@ def test_scores_and_partners_do_not_know_autocast(mask):
     on, (q, k), f = random_on(0, [5, 3, 1]), torch.randn(2, B, N, H, DH), torch.randn(B, N, 16)
     masked = MaskedTokens(torch.randn(B, N, 4), P) if mask is None else MaskedTokens(torch.randn(B, N, 4), P).keep(on.to(mask))
     packed = PackedTokens(torch.randn(B, N, 4), P)
-    kept, gone = packed.part(on.flatten())
+    kept, gone = packed.split(on.flatten())
     def answers():
         return (masked.class_attention(q, k), packed.class_attention(q.flatten(0, 1), k.flatten(0, 1)), nearest_masked(masked, on, f),
                 nearest_packed(packed, kept, gone, f.flatten(0, 1)), *match_pairs(f[:, 1:] / f[:, 1:].norm(dim=-1, keepdim=True), 2))

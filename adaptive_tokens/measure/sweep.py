@@ -6,7 +6,6 @@
 __all__ = ['each_size', 'sweep', 'plot_sweep']
 
 # %% ../../nbs/measure/09_sweep.ipynb #45189be9
-import matplotlib.pyplot as plt
 import os
 import warnings
 from collections.abc import Iterable
@@ -16,21 +15,36 @@ from torch.utils.data import Dataset
 
 # %% ../../nbs/measure/09_sweep.ipynb #6aa1da4a
 from ..errors import check_counts
-from adaptive_tokens.look.style import (METHOD_COLOURS, METHOD_MARKERS, OTHER_METHOD, elide_left, plain_text,
-    quartile_bars)
 from ..images.by_name import gather
 from .benchmark import benchmark
 from .result import Benchmark
 
+# %% ../../nbs/measure/09_sweep.ipynb #5a5669b7
+def sizes_for(
+    n:int,               # Number of images
+    batch_sizes:Iterable[int]|None, # Batch sizes in rising order; None: 1, 2, 4, ... up to the number of images
+) -> list[int]:          # Batch sizes
+    "Batch sizes of a sweep; ValueError unless each is there once, in rising order, with images enough"
+    sizes = [2**i for i in range(n.bit_length())] if batch_sizes is None else list(batch_sizes)
+    check_counts(**{f'batch size {size!r}': size for size in sizes})
+    if sizes != sorted(set(sizes)) or not sizes:
+        raise ValueError(f'batch sizes are {sizes}: give each once, the smallest first')
+    if sizes[-1] > n: raise ValueError(f'batch size {sizes[-1]} needs as many images, and there are {n}')
+    return sizes
+
 # %% ../../nbs/measure/09_sweep.ipynb #05459e05
-def each_size(models, images, batch_sizes=None, least=32, out=None, **options):
-    "Yield batch size and Benchmark one after the other, as `sweep` returns them; control-C is not held back"
+def each_size(
+    models:dict[str, nn.Module], # Models by name, as for `benchmark`
+    images:Tensor|Dataset|Iterable, # Images as for `benchmark`, at least as many as the largest batch
+    batch_sizes:Iterable[int]|None=None, # Batch sizes in rising order; None: 1, 2, 4, ... up to the largest that fits
+    least:int=32,            # Images at each size, where a batch is smaller
+    out:str|os.PathLike|None=None, # Folder for batch_1.json, batch_2.json, ..., each written when it is finished
+    **options,               # Options of `benchmark`, all but labels and batch_size
+):                           # Pairs of batch size and Benchmark
+    "Yield the results of a sweep one after the other; control-C is not held back"
+    check_counts(least=least)
     images = gather(images)[0]
-    sizes = [2**i for i in range(len(images).bit_length())] if batch_sizes is None else list(batch_sizes)
-    check_counts(least=least, **{f'batch size {size!r}': size for size in sizes})
-    if sizes != sorted(set(sizes)) or not sizes: raise ValueError(f'batch sizes are {sizes}: give each once, the smallest first')
-    if sizes[-1] > len(images): raise ValueError(f'batch size {sizes[-1]} needs as many images, and there are {len(images)}')
-    last = None
+    sizes, last = sizes_for(len(images), batch_sizes), None
     for size in sizes:
         n = max(min(least, len(images)) // size, 1) * size  # whole batches
         bench = benchmark(models, images[:n], batch_size=size, **options)
@@ -42,15 +56,16 @@ def each_size(models, images, batch_sizes=None, least=32, out=None, **options):
         if fitted < size: return
         last = fitted
 
+# %% ../../nbs/measure/09_sweep.ipynb #5dfb03a7
 def sweep(
-    models:dict[str, nn.Module], # as for `benchmark`
-    images:Tensor|Dataset|Iterable, # as for `benchmark`, at least as many as the largest batch
+    models:dict[str, nn.Module], # Models by name, as for `benchmark`
+    images:Tensor|Dataset|Iterable, # Images as for `benchmark`, at least as many as the largest batch
     *,
-    batch_sizes:Iterable[int]|None=None, # in rising order; None: 1, 2, 4, ... up to the largest that fits
-    least:int=32,            # images at each size, where a batch is smaller
-    out:str|os.PathLike|None=None, # folder for batch_1.json, batch_2.json, ..., each written when it is finished
-    **options,               # of `benchmark`, all but labels and batch_size
-) -> dict[int, Benchmark]:   # by batch size
+    batch_sizes:Iterable[int]|None=None, # Batch sizes in rising order; None: 1, 2, 4, ... up to the largest that fits
+    least:int=32,            # Images at each size, where a batch is smaller
+    out:str|os.PathLike|None=None, # Folder for batch_1.json, batch_2.json, ..., each written when it is finished
+    **options,               # Options of `benchmark`, all but labels and batch_size
+) -> dict[int, Benchmark]:   # Results by batch size
     "`benchmark` at one batch size after the other; ends early, with what it has, where memory runs out or at control-C"
     done = {}
     try:
@@ -60,18 +75,26 @@ def sweep(
         warnings.warn(f'interrupted: there is nothing beyond batch size {max(done)}', stacklevel=2)
     return done
 
+# %% ../../nbs/measure/09_sweep.ipynb #7d1a7bcc
+def _draw_model(axes, benches, name, linestyle):
+    "A model's speed-up and images per second over the batch size, with quartiles"
+    from adaptive_tokens.look.style import elide_left, plain_text, quartile_bars
+    from adaptive_tokens.look.style import METHOD_COLOURS, METHOD_MARKERS, OTHER_METHOD
+    rows = [next(row for row in bench.rows if row['name'] == name) for bench in benches.values()]
+    method = rows[0]['method']
+    look = dict(color=METHOD_COLOURS.get(method, OTHER_METHOD[0]), marker=METHOD_MARKERS.get(method, OTHER_METHOD[1]),
+                linestyle=linestyle, linewidth=1, capsize=3, label=plain_text(elide_left(name)))
+    for ax, key in zip(axes, ('speedup', 'images_per_s')):
+        ax.errorbar(list(benches), [row[key] for row in rows], quartile_bars(rows, key), **look)
+
 def plot_sweep(
-    benches:dict[int, Benchmark], # from `sweep`
-):          # matplotlib Figure
+    benches:dict[int, Benchmark], # Results from `sweep`
+):          # A matplotlib Figure
     "Speed-up over dense, and images per second, against the batch size"
+    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
     names = [row['name'] for row in next(iter(benches.values())).rows]
-    for i, name in enumerate(names):
-        rows = [next(r for r in b.rows if r['name'] == name) for b in benches.values()]
-        colour, marker = METHOD_COLOURS.get(rows[0]['method'], OTHER_METHOD[0]), METHOD_MARKERS.get(rows[0]['method'], OTHER_METHOD[1])
-        for ax, key in zip(axes, ('speedup', 'images_per_s')):
-            ax.errorbar(list(benches), [r[key] for r in rows], quartile_bars(rows, key), color=colour, marker=marker, linewidth=1, capsize=3,
-                        linestyle=('-', '--', '-.', ':')[i % 4], label=plain_text(elide_left(name)))
+    for i, name in enumerate(names): _draw_model(axes, benches, name, ('-', '--', '-.', ':')[i % 4])
     for ax, label in zip(axes, ('speed-up over dense (bar: quartiles)', 'images per second (bar: quartiles)')):
         ax.set_xscale('log', base=2)
         ax.set(xticks=list(benches), xticklabels=list(benches), xlabel='batch size', ylabel=label)

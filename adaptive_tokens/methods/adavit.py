@@ -24,7 +24,7 @@ from ..errors import unknown_name
 from ..models.cost import head_macs, macs, stem_macs
 from ..models.method import bisect, mean_share, Method, register, rollback_on_error
 from ..models.trace import Gates, no_record, Recorder
-from ..tokens.attention import attend_runs, cpp_loop, find_runs, ragged_attention
+from ..tokens.attention import cpp_loop, find_runs, ragged_attention
 from ..tokens.masked import MaskedTokens
 from ..tokens.packed import PackedTokens
 from ..tokens.table import Tokens
@@ -54,9 +54,9 @@ def usage_loss(
 # %% ../../nbs/methods/02_adavit.ipynb #55cf6013
 FORMS = 'full', 'partial'
 
-def masked_heads(block, t, heads, form, normed=None):
+def masked_heads(block, t, heads, form):
     "Attention's update where every head is computed and a gate [B, H] decides what counts"
-    q, k, v = queries_keys_values(block, t, normed)
+    q, k, v = queries_keys_values(block, t, t.normed)
     context, M = t.attend(q, k, v, attention_dropout(block)), heads[:, None, :, None].to(v.dtype)
     return project(block, M*context + (1 - M)*v if form == 'partial' else M*context)
 
@@ -105,7 +105,7 @@ def full_heads(attn, x, t, heads):
     y = x.new_zeros(x.shape) if attn.proj.bias is None else attn.proj.bias.repeat(len(x), 1)
     for on, rows, lengths, where in each_span(x, t, heads):
         q, k, v = of_heads(rows, W[on], None if b is None else b[on])
-        update = attend_runs(attn.q_norm(q), attn.k_norm(k), v, find_runs(lengths)).flatten(1) @ P[on].flatten(0, 1)
+        update = ragged_attention(attn.q_norm(q), attn.k_norm(k), v, find_runs(lengths)).flatten(1) @ P[on].flatten(0, 1)
         for at, part in zip(where, update.split(lengths)): y[at].add_(part)
     return y
 
@@ -116,7 +116,7 @@ def partial_heads(attn, x, t, heads):
     context = v.clone()
     for on, rows, lengths, where in each_span(x, t, heads):
         q, k = of_heads(rows, W[on, :2], None if b is None else b[on, :2])
-        mixed = attend_runs(attn.q_norm(q), attn.k_norm(k), torch.cat([v[at, on] for at in where]), find_runs(lengths))
+        mixed = ragged_attention(attn.q_norm(q), attn.k_norm(k), torch.cat([v[at, on] for at in where]), find_runs(lengths))
         for at, part in zip(where, mixed.split(lengths)): context[at, on] = part
     return attn.proj(context.flatten(1))
 
@@ -140,7 +140,7 @@ def heads_by_head(
         v = [values[row, head][:, None]]
     lengths = t.offsets.diff().expand(heads.shape[1], -1)[heads.T]  # of each open head of each image
     ends, runs = F.pad(lengths.cumsum(0), (1, 0)), find_runs(lengths.tolist())
-    context = ragged_attention(attn.q_norm(q), attn.k_norm(k), *v, runs, ends, max(t.lengths))[:, 0]
+    context = ragged_attention(attn.q_norm(q), attn.k_norm(k), *v, runs, offsets=ends)[:, 0]
     if form == 'partial': return attn.proj(values.index_put((row, head), context).flatten(1))
     y = x.new_zeros(x.shape) if attn.proj.bias is None else attn.proj.bias.expand(x.shape).clone()
     for h, (r, c) in enumerate(zip(parts, context.split([len(r) for r in parts]))): y.index_add_(0, r, c @ P[h])
@@ -152,12 +152,11 @@ def gated_heads(
     t:Tokens,        # either table
     heads:Tensor,    # open heads of each image [B, H]
     form:str,        # 'full' or 'partial'
-    normed:Tensor|None=None, # rows behind the block's first norm, where they are known already [..., D]
 ) -> Tensor:         # update of the rows
     "Attention's share of the residual, from the open heads alone"
-    if isinstance(t, MaskedTokens): return masked_heads(block, t, heads, form, normed)
-    if heads.all(): return project(block, t.attend(*queries_keys_values(block, t, normed)))
-    attn, x = block.attn, block.norm1(t.x) if normed is None else normed
+    if isinstance(t, MaskedTokens): return masked_heads(block, t, heads, form)
+    if heads.all(): return project(block, t.attend(*queries_keys_values(block, t, t.normed)))
+    attn, x = block.attn, block.norm1(t.x) if t.normed is None else t.normed
     if x.is_cuda: y = heads_by_head(attn, x, t, heads, form)
     else: y = (partial_heads if form == 'partial' else full_heads)(attn, x, t, heads)
     return block.drop_path1(block.ls1(attn.proj_drop(y)))
@@ -175,22 +174,18 @@ def gated_block(
     gates:Gates,     # what is open
     form:str='full', # of shut heads
     mask_mlp:bool=False, # shut heads blank their channels before the MLP, too
-    normed:Tensor|None=None, # rows behind the block's first norm, where they are known already [..., D]
-    own:bool=False,  # nobody else holds the table's rows, which may change in place where no gradient is wanted
 ) -> Tokens:         # the same table after the block
     "One block, computed for what is open"
     attention, mlp = gates.sublayers.unbind(1)
     seen = gates.heads if mask_mlp else None
-    together = gates.sublayers.dtype == torch.bool and bool((attention == mlp).all())
-    bare = isinstance(t, PackedTokens) and normed is not None and not together  # nobody will ask for the rows themselves
-    lent = (t.replace(x=normed) if bare else t).select(gates.rows * t.expand_to_rows(attention))
-    update = gated_heads(block, lent, gates.heads, form, lent.x if bare else None if normed is None else lent.follow(normed))
-    if together:
+    lent = t.select(gates.rows * t.expand_to_rows(attention))
+    update = gated_heads(block, lent, gates.heads, form)
+    if gates.sublayers.dtype == torch.bool and bool((attention == mlp).all()):  # the same rows run both
         lent = lent + update
         return t.write_back(lent + gated_mlp(block, lent, seen))
-    t = t.add(lent, update, own)
+    t = t.add_rows(lent, update)
     lent = t.select(gates.rows * t.expand_to_rows(mlp))
-    return t.add(lent, gated_mlp(block, lent, seen), own=True)
+    return t.add_rows(lent, gated_mlp(block, lent, seen))
 
 # %% ../../nbs/methods/02_adavit.ipynb #de448104
 def gated_block_macs(
@@ -252,13 +247,13 @@ class AdaViT(Method):
                 record(t)
                 t = run_block(block, t)
                 continue
-            normed = block.norm1(t.x)
-            gates, score = self.decide(l, t, normed)
+            t = t.replace(normed=block.norm1(t.x))
+            gates, score = self.decide(l, t)
             record(t, score, gates)
-            t = gated_block(block, t, gates, self.form, self.mask_mlp, normed, own=l > 0)
+            t = gated_block(block, t, gates, self.form, self.mask_mlp)
         return t
 
-    def decide(self, l, t, normed): return _decide(self, l, t, normed)
+    def decide(self, l, t): return _decide(self, l, t)
     def logits(self, kind, l, x): return self.layers[kind][l - self.first(kind)](x).float()
     def macs(self, vit, counts, patches, heads=None, sublayers=None): return _spent(self, vit, counts, patches, heads, sublayers)
     def penalties(self, trace, vit): return _penalties(self, trace, vit)
@@ -299,13 +294,13 @@ def all_open(method, t):
     ones = lambda n: torch.ones(t.B, n, dtype=torch.bool, device=t.x.device)
     return Gates(torch.ones_like(t.is_prefix), ones(method.num_heads), ones(2))
 
-def _decide(method, l, t, normed):
+def _decide(method, l, t):
     "Gates of block l from its rows and its normed rows, and the probability of each patch as its score"
     gates, score, toss = all_open(method, t), None, lambda m: gate(m, method.tau, method.training)
     token = t.prefix()[:, 0]
     for kind in method.kinds:
         if l < method.first(kind): continue
-        m = method.logits(kind, l, normed if kind == 'patches' else token)
+        m = method.logits(kind, l, t.normed if kind == 'patches' else token)
         if kind == 'patches':
             rows, score = toss(m[..., 0]), m[..., 0].sigmoid()
             gates.rows = torch.where(t.is_prefix, torch.ones_like(rows), rows)

@@ -147,8 +147,7 @@ class AViT(Method):
             going = (c + h < 1 - self.eps) & (l < len(blocks))
             going = going & t.image_alive(going, self.readers)
             t_o = t.accumulate(t_o, torch.where(going, h, 1 - c))
-            t = t.keep(self.mask(going, c + h, t.is_prefix))
-            c = t.follow(c + h)
+            t, c = t.keep(self.mask(going, c + h, t.is_prefix), c + h)
         return MaskedTokens(t_o.to(t.x.dtype), self.readers)
 
     def mask(self, going, c, is_prefix): return straight_through_mask(going, c, is_prefix, self.T, self.eps) if self.training and self.T else going

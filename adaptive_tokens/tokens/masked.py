@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/tokens/04_masked.ipynb #6ddb9c1f
+from ..patching import method_of
 from .attention import masked_attention, masked_softmax, no_autocast
-from .merging import _merge_masked, _spots, fold_masked, nearest_masked
+from .merging import fold_masked, nearest_masked
 from .table import Tokens
 
 # %% ../../nbs/tokens/04_masked.ipynb #c02f95f4
 class MaskedTokens(Tokens):
-    "A table in which every token stays and a mask says who lives: for training"
+    "A table in which every token stays and a mask says which are left: for training"
     def __init__(self,
-        x:Tensor, # token rows [B, N, D]
-        P:int=1,  # prefix tokens per image
+        x:Tensor, # Token rows [B, N, D]
+        P:int=1,  # Prefix tokens per image
     ):
         self.x, self.P, self.mask = x, P, None
         self.B, self.N = x.shape[:2]
@@ -27,47 +28,104 @@ class MaskedTokens(Tokens):
 
     @property
     def active(self): return torch.ones_like(self.index, dtype=torch.bool) if self.mask is None else self.mask.detach() > .5
-    def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout, self.size)
-    def keep(self, on): return self.replace(mask=on if self.mask is None else self.mask * on)
-    def select(self, on): return self.keep(on)
-    def absorb(self, on, f): return self.fold(on, nearest_masked(self, on, f))
-    def top(self, values, among):
-        values = values.masked_fill(~(among & self.active), float('-inf'))
-        return torch.where(values.amax(1) > float('-inf'), values.argmax(1), -1)[:, None].expand_as(self.index)
-
     @property
-    def number(self): return self.index
-    def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
-    def grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
-    def pick(self, at): return self.keep(_spots(self, at))
-    def merge(self, src, dst, w=None): return _merge_masked(self, src, dst, w)
-    def prefix(self): return self.x[:, :self.P]
-    def scatter(self, values, fill): return values.masked_fill(~self.active, fill)
-    def follow(self, values): return values
-    def of_image(self, values): return values[:, None].expand(-1, self.N, *values.shape[1:])
-    def any_first(self, on, R): return (on & self.active)[:, :R].any(1, keepdim=True).expand_as(on)
-    def deposit(self, out, w):
-        return out + (w * self.active)[:, :out.shape[1], None] * self.x[:, :out.shape[1]]
-    def counts(self):
-        return torch.full((self.B,), float(self.N), device=self.x.device) if self.mask is None else self.mask.float().sum(1)
+    def row_ids(self): return self.index
 
-    def add(self, lent, update, own=False): return self.write_back(lent + update)
-    def put(self, lent):
-        "Take back what `select` lent; rows that were not lent keep their value exactly"
-        on = lent.mask[..., None]
-        x = torch.where(on, lent.x, self.x) if on.dtype == torch.bool else on*lent.x + (1 - on)*self.x
-        return self.replace(x=x.to(self.x.dtype))
+    def counts(self):
+        if self.mask is None: return torch.full((self.B,), float(self.N), device=self.x.device)
+        return self.mask.float().sum(1)
+
+    def keep(self, on, *values):
+        t = self.replace(mask=on if self.mask is None else self.mask * on)
+        return (t, *values) if values else t
+
+    def attend(self, q, k, v, dropout=0.): return masked_attention(q, k, v, self.mask, dropout, self.size)
 
     def class_attention(self, q, k):
-        with no_autocast(q): logits = torch.einsum('bhd,bnhd->bhn', q[:, 0].float(), k.float())[:, :, None] * q.shape[-1]**-.5
+        with no_autocast(q):
+            logits = torch.einsum('bhd,bnhd->bhn', q[:, 0].float(), k.float())[:, :, None] * q.shape[-1]**-.5
         a = logits.softmax(-1) if self.mask is None else masked_softmax(logits, self.weight()[:, None, None])
         return a[:, :, 0].mT  # [B, N, H]
 
     def weight(self):
+        "What each token counts in a mean: its mask times its size [B, N], float32"
         w = (self.active if self.mask is None else self.mask).float()
         return w if self.size is None else w * self.size
 
-    def patch_mean(self):
-        x, w = self.at_least_float32(), self.weight() * ~self.is_prefix
-        with no_autocast(x): total = torch.einsum('bn,bnd->bd', w.to(x.dtype), x)
-        return (total / w.sum(1).clamp(min=1)[:, None]).to(self.x.dtype)
+# %% ../../nbs/tokens/04_masked.ipynb #c45e0008
+@method_of(MaskedTokens)
+def select(self, on): return self.keep(on)
+
+
+@method_of(MaskedTokens)
+def write_back(self, lent):
+    on = lent.mask[..., None]
+    x = torch.where(on, lent.x, self.x) if on.dtype == torch.bool else on*lent.x + (1 - on)*self.x
+    return self.replace(x=x.to(self.x.dtype))
+
+
+@method_of(MaskedTokens)
+def add_rows(self, lent, update): return self.write_back(lent + update)
+
+
+@method_of(MaskedTokens)
+def prefix(self): return self.x[:, :self.P]
+
+
+@method_of(MaskedTokens)
+def patch_mean(self):
+    x, w = self.at_least_float32(), self.weight() * ~self.is_prefix
+    with no_autocast(x): total = torch.einsum('bn,bnd->bd', w.to(x.dtype), x)
+    return (total / w.sum(1).clamp(min=1)[:, None]).to(self.x.dtype)
+
+
+@method_of(MaskedTokens)
+def to_full_grid(self, values, fill): return values.masked_fill(~self.active, fill)
+
+
+@method_of(MaskedTokens)
+def expand_to_rows(self, values): return values[:, None].expand(-1, self.N, *values.shape[1:])
+
+# %% ../../nbs/tokens/04_masked.ipynb #c45e0012
+@method_of(MaskedTokens)
+def fold(self, on, to, w=None): return fold_masked(self, on, to, w)
+
+
+@method_of(MaskedTokens)
+def merge_dropped(self, on, f): return self.fold(on, nearest_masked(self, on, f))
+
+
+@method_of(MaskedTokens)
+def argmax_per_image(self, values, among):
+    values = values.masked_fill(~(among & self.active), float('-inf'))
+    return torch.where(values.amax(1) > float('-inf'), values.argmax(1), -1)[:, None].expand_as(self.index)
+
+
+@method_of(MaskedTokens)
+def as_grid(self, values): return values[self.active].unflatten(0, (self.B, -1))
+
+
+@method_of(MaskedTokens)
+def take_columns(self, at): return self.keep(_at_columns(self, at))
+
+
+@method_of(MaskedTokens)
+def merge(self, src, dst, w=None):
+    token = self.as_grid(self.index)
+    to = torch.full_like(self.index, -1).scatter(1, token.gather(1, src), token.gather(1, dst))
+    return self.fold(~_at_columns(self, src), to, w)
+
+
+def _at_columns(t, at):
+    "Which tokens stand in these columns of the grid [B, N], bool"
+    return torch.zeros_like(t.index, dtype=torch.bool).scatter(1, t.as_grid(t.index).gather(1, at), True)
+
+# %% ../../nbs/tokens/04_masked.ipynb #c45e0014
+@method_of(MaskedTokens)
+def image_alive(self, on, R): return (on & self.active)[:, :R].any(1, keepdim=True).expand_as(on)
+
+
+@method_of(MaskedTokens)
+def accumulate(self, out, w):
+    R = out.shape[1]
+    return out + (w * self.active)[:, :R, None] * self.x[:, :R]

@@ -16,11 +16,11 @@ from .table import Tokens
 
 # %% ../../nbs/tokens/03_merging.ipynb #a53ae9a5
 def nearest_masked(
-    t:Tokens, # the table
+    t:Tokens,  # Masked table
     on:Tensor, # 1 stays, 0 goes [B, N]
-    f:Tensor,  # features [B, N, d]
-) -> Tensor:   # the most similar other patch that stays, -1 if there is none [B, N]
-    "Into whom each token of a masked table would go"
+    f:Tensor,  # Features [B, N, d]
+) -> Tensor:   # Most similar other patch that stays, -1 if there is none [B, N]
+    "The token that each token of a masked table would join"
     stays, f = t.active & (on > .5) & ~t.is_prefix, F.normalize(f.float(), dim=-1)
     with no_autocast(f): alike = (f @ f.mT).masked_fill(~stays[:, None], float('-inf'))
     alike.diagonal(dim1=1, dim2=2).fill_(float('-inf'))
@@ -29,25 +29,31 @@ def nearest_masked(
 
 # %% ../../nbs/tokens/03_merging.ipynb #082f7694
 def nearest_packed(
-    t:Tokens,    # the table
-    kept:Tokens, # what stays of it, all prefix tokens included
-    gone:Tensor, # rows of t that go, in order [G]
-    f:Tensor,    # features [T, d]
-) -> Tensor:     # row of t into which each of them goes, -1 if there is none [G]
+    t:Tokens,    # Packed table
+    kept:Tokens, # Table of what stays of it, all prefix tokens included
+    gone:Tensor, # Rows of t that go, in order [G]
+    f:Tensor,    # Features [T, d]
+) -> Tensor:     # Row of t into which each of them goes, -1 if there is none [G]
     "The most similar patch of the same image that stays"
     if not len(gone) or not len(kept.x): return torch.full_like(gone, -1)
     leave = [n - m for n, m in zip(t.lengths, kept.lengths)]
     if loop := cpp_loop('nearest', f): at = loop(f, gone, kept.rows, leave, kept.lengths, t.P)
     else: at = _match(t, kept, gone, F.normalize(f.float(), dim=-1), leave)
-    return torch.where(at < 0, -1, kept.rows[(kept.offsets[:-1][t.image[gone]] + at).clamp(min=0, max=len(kept.x) - 1)])
+    first = kept.offsets[:-1][t.image[gone]]  # row of the table that stays at which its image begins
+    return torch.where(at < 0, -1, kept.rows[(first + at).clamp(min=0, max=len(kept.x) - 1)])
+
 
 def _match(t, kept, gone, f, leave):
-    "Position among the kept of its image of the most similar patch, below 0 if there is none [G]"
-    f_gone, f_kept, P = f.index_select(0, gone), kept.follow(f), t.P
+    "Position among the kept rows of its image of the most similar patch, below 0 if there is none [G]"
+    f_gone, f_kept, P = f.index_select(0, gone), f.index_select(0, kept.rows), t.P
     with no_autocast(f):
         if f.is_cuda: return _padded_match(kept, f_gone, f_kept, t.image[gone], leave)
-        return torch.cat([(a @ b[P:].T).argmax(1) if len(b) > P else t.index.new_full((len(a),), -P - 1)
-                          for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)) if len(a)]) + P
+        best = []
+        for a, b in zip(f_gone.split(leave), f_kept.split(kept.lengths)):
+            if len(b) > P: best.append((a @ b[P:].T).argmax(1) + P)
+            else: best.append(t.index.new_full((len(a),), -1))
+    return torch.cat(best)
+
 
 def _padded_match(kept, f_gone, f_kept, image, leave):
     "The same in one padded batch"
@@ -62,11 +68,11 @@ def _padded_match(kept, f_gone, f_kept, image, leave):
 
 # %% ../../nbs/tokens/03_merging.ipynb #b6d5b62b
 def fold_masked(
-    t:Tokens, # the table
+    t:Tokens,  # Masked table
     on:Tensor, # 1 stays, 0 goes, bool or with gradient [B, N]
-    to:Tensor, # token of the image that takes it in; below 0: none [B, N]
-    w:Tensor|None=None, # weights of the mean [B, N]; None: sizes, which then add up
-) -> Tokens:
+    to:Tensor, # Token of the image that takes it in; below 0: none [B, N]
+    w:Tensor|None=None, # Weights of the mean [B, N]; None: sizes, which then add up
+) -> Tokens:   # Table in which those that go are out
     "Keep some tokens and average the others into them"
     size = torch.ones_like(t.index, dtype=torch.float32) if t.size is None else t.size
     weight, into = size if w is None else w.float(), to.clamp(min=0)
@@ -79,12 +85,12 @@ def fold_masked(
 
 # %% ../../nbs/tokens/03_merging.ipynb #33f3f868
 def fold_packed(
-    t:Tokens, # the table
-    kept:Tokens, # what is left of it
-    gone:Tensor, # rows of t that left [G]
-    to:Tensor,   # row of t that takes each of them in; below 0: none [G]
-    w:Tensor|None=None, # weights of the mean [T]; None: sizes, which then add up
-) -> Tokens:
+    t:Tokens,    # Packed table
+    kept:Tokens, # Table of what stays of it
+    gone:Tensor, # Rows of t that go [G]
+    to:Tensor,   # Row of t that takes each of them in; below 0: none [G]
+    w:Tensor|None=None, # Weights of the mean [T]; None: sizes, which then add up
+) -> Tokens:     # `kept` with the means in its rows
     "Average the rows that left into rows that are kept"
     if not len(gone) or not len(kept.x): return kept
     size = torch.ones_like(t.index, dtype=torch.float32) if t.size is None else t.size
@@ -95,22 +101,3 @@ def fold_packed(
     share = moved / total[into].clamp(min=1e-20)
     step = (t.x.index_select(0, gone).float() - kept.x.index_select(0, into).float()) * share[:, None]
     return kept.replace(x=kept.x.float().index_add(0, into, step).to(t.x.dtype), size=total if w is None else kept.size)
-
-# %% ../../nbs/tokens/03_merging.ipynb #246cc964
-def _even(t, at):
-    return torch.arange(t.B + 1, device=at.device) * at.shape[1]
-
-def _spots(t, at):
-    return torch.zeros_like(t.index, dtype=torch.bool).scatter(1, t.as_grid(t.index).gather(1, at), True)
-
-# %% ../../nbs/tokens/03_merging.ipynb #bec1d9c9
-def _merge_masked(t, src, dst, w):
-    name = t.as_grid(t.index)
-    to = torch.full_like(t.index, -1).scatter(1, name.gather(1, src), name.gather(1, dst))
-    return t.fold(~_spots(t, src), to, w)
-
-def _merge_packed(t, src, dst, w):
-    n, r = len(t.x) // t.B, src.shape[1]
-    leaves = torch.zeros(t.B, n, dtype=torch.bool, device=src.device).scatter(1, src, True)
-    rows = lambda at: (t.offsets[:-1, None] + at).flatten()
-    return fold_packed(t, t.take_columns(torch.argsort(leaves, dim=1, stable=True)[:, :n - r]), rows(src), rows(dst), w)
