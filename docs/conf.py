@@ -18,7 +18,6 @@ from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT/'tools')]
-from notebooks import HIDDEN
 from pages import faults
 
 ini = ConfigParser(interpolation=None)
@@ -55,41 +54,77 @@ html_static_path = ['site.css']
 html_css_files = ['site.css']
 html_extra_path = ['index.html']  # leads to the index in nbs/
 
-CONTENTS = '''```{toctree}
-:hidden:
-:glob:
-:caption: Lessons
-[0-9]*
-```
-%s```{toctree}
+nb_code_prompt_show, nb_code_prompt_hide = 'Show imports', 'Hide imports'  # nothing else is folded away
+
+# Rooms in the order of reading, and the order of pages in a room that does not number them.
+ROOMS = dict(tokens='Tokens', backbones='Backbones', models='Models', methods='Methods', images='Images', look='Look',
+             measure='Measure', training='Train', cli='Command line', tutorials='Tutorials')
+FIRST = dict(tutorials=['which_one', 'real_images', 'baselines', 'speed'])
+REFERENCE = '''```{toctree}
 :hidden:
 :caption: Reference
 ../docs/api
 ../CONTRIBUTING
 ../CHANGELOG
 ```'''
-TUTORIALS = '''```{toctree}
-:hidden:
-:glob:
-:caption: Tutorials
-tutorials/*
-```
-'''
 
 
-def prepare(app, name, source):
-    "A notebook as readers see it: less the cells that steer nbdev, and with anchors spelt as Sphinx spells them."
-    if not app.env.doc2path(name).name.endswith('.ipynb'): return
-    nb = json.loads(source[0])
-    for cell in nb['cells']:
+def contents(folder):
+    "The table of contents at the end of the first page: the rooms that there are, then the reference."
+    parts = []
+    for room, caption in ROOMS.items():
+        there = sorted(page.stem for page in (folder/room).glob('*.ipynb'))
+        names = [*(name for name in FIRST.get(room, []) if name in there), *there]
+        pages = [f'{room}/{name}' for name in dict.fromkeys(names)]
+        if pages: parts.append('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *pages, '```']))
+    return '\n'.join([*parts, REFERENCE])
+
+
+def steers(text):
+    "Whether a cell is there for nbdev alone: hidden, or empty without the lines that say where code goes."
+    return bool(re.search(r'^#\|\s*hide\b', text, re.M)) or not without_exports(text).strip()
+
+
+def without_exports(text):
+    "The code of a cell, less the lines that say where it goes."
+    return re.sub(r'^#\|\s*(default_exp|exporti?)\b.*\n?', '', text, flags=re.M)
+
+
+def only_imports(text):
+    "Whether a cell does nothing but import."
+    try: body = ast.parse(text).body
+    except SyntaxError: return False  # a command of the notebook, such as %matplotlib
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+def for_readers(cells):
+    "Cells as readers see them: anchors spelt as Sphinx spells them, nothing for nbdev, imports folded away."
+    shown = []
+    for cell in cells:
         text = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown':
             cell['source'] = re.sub(r'(\]\([^)\s:]*#)([^)\s]+)', lambda m: m[1] + m[2].lower(), text)
-        elif HIDDEN.search(text): cell['metadata']['tags'] = ['remove-cell']
-        elif re.search(r'^#\|\s*echo:\s*false', text, re.M): cell['metadata']['tags'] = ['remove-input']
+        elif cell['cell_type'] == 'code':
+            if steers(text): continue
+            cell['source'] = without_exports(text)
+            if re.search(r'^#\|\s*echo:\s*false', text, re.M): cell['metadata']['tags'] = ['remove-input']
+            elif only_imports(text):
+                cell['metadata']['tags'] = ['hide-input']
+                if shown and shown[-1]['metadata'].get('tags') == ['hide-input']:
+                    shown[-1]['source'] = shown[-1]['source'].rstrip() + '\n' + cell['source']
+                    continue
+        shown.append(cell)
+    return shown
+
+
+def prepare(app, name, source):
+    "A notebook as readers see it; the first page gets the table of contents."
+    if not app.env.doc2path(name).name.endswith('.ipynb'): return
+    nb = json.loads(source[0])
+    nb['cells'] = for_readers(nb['cells'])
     if name == app.config.root_doc:
-        there = any((Path(app.srcdir)/'nbs'/'tutorials').glob('*.ipynb'))
-        nb['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=CONTENTS % (TUTORIALS if there else '')))
+        text = contents(Path(app.srcdir)/'nbs')
+        nb['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=text))
     source[0] = json.dumps(nb)
 
 
@@ -123,8 +158,9 @@ def describe(app, what, name, thing, options, lines):
     if what not in ('class', 'method', 'function') or not hasattr(thing, '__module__'): return
     thing = described(inspect.unwrap(getattr(thing, '__func__', thing)))
     lines[:] = [plain(o) for o in inspect.cleandoc(thing.__doc__ or '\n'.join(lines)).splitlines()]
-    lesson = next((ROOT/'nbs').glob(f"[0-9]*_{thing.__module__.rpartition('.')[2]}.ipynb"), None)
-    if what != 'method' and lesson: lines += ['', f'Lesson: :doc:`/nbs/{lesson.stem}`']
+    *_, room, module = thing.__module__.split('.')
+    lesson = next((ROOT/'nbs'/room).glob(f'[0-9]*_{module}.ipynb'), None)
+    if what != 'method' and lesson: lines += ['', f'Lesson: :doc:`/nbs/{room}/{lesson.stem}`']
     lines.append('')
     for key, text in comments(thing).items():
         lines.append((':returns: ' if key == 'return' else f':param {key}: ') + plain(text))

@@ -1,15 +1,9 @@
-"Small checkpoints, images and ways to run a command, for the tests of the command line."
+"Small checkpoints, images and ways to run a command, for several files of tests; the package is imported when used."
 from html.parser import HTMLParser
 
 import pytest
 import torch
 from PIL import Image
-
-import adaptive_tokens as at
-from adaptive_tokens.cli.main import main
-from adaptive_tokens.images.digits import ClutteredDigits, digits_vit, normalize
-from adaptive_tokens.models import checkpoint
-from adaptive_tokens.models.checkpoint import save_dense
 
 FEW = ['--n', '6', '--repeats', '2', '--batch-size', '3', '--device', 'cpu']
 SHORT = ['--epochs', '1', '--n', '16', '--val-n', '8', '--batch-size', '8', '--device', 'cpu']
@@ -20,6 +14,9 @@ HOSTILE = '<img src=x onerror=alert(1)>&quot; $x_$'
 @pytest.fixture(scope='session')
 def kept(tmp_path_factory):
     "Small checkpoints, `dense` and one of each method, for 32-pixel digits."
+    import adaptive_tokens as at
+    from adaptive_tokens.images.digits import ClutteredDigits, digits_vit, normalize
+    from adaptive_tokens.models.checkpoint import save_dense
     folder = tmp_path_factory.mktemp('kept')
     torch.manual_seed(0)
     vit = digits_vit(img_size=32, embed_dim=32, depth=3).eval()
@@ -70,6 +67,7 @@ def out(tmp_path):
 @pytest.fixture
 def run(capsys):
     "Run a command: exit code, what it printed, what it said on stderr."
+    from adaptive_tokens.cli.main import main
     def run(*words):
         try: code = main([str(word) for word in words])
         except SystemExit as e: code = e.code
@@ -94,6 +92,7 @@ def refused(run, out):
 @pytest.fixture
 def small_demo(monkeypatch, kept):
     "The demo with the small models in place of the shipped ones."
+    from adaptive_tokens.models import checkpoint
     monkeypatch.setattr(checkpoint, 'files', lambda package: kept.parent)
     monkeypatch.setattr(checkpoint, 'CHECKPOINTS', kept.name)
 

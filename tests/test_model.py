@@ -11,7 +11,6 @@ from torch import nn
 import adaptive_tokens as at
 from adaptive_tokens.models.method import METHODS
 from adaptive_tokens.models.model import timm_arguments
-from adaptive_tokens.training.losses import losses
 
 THETA = (.008, .012, .014)
 
@@ -93,16 +92,6 @@ def test_traces_of_both_executions_agree(model, images):
         with torch.no_grad(): out.append(model(images, return_trace=True)[1])
     assert torch.equal(out[0].active, out[1].active) and torch.equal(out[0].macs, out[1].macs)
     torch.testing.assert_close(out[0].score, out[1].score, atol=1e-6, rtol=1e-5, equal_nan=True)
-
-
-def test_losses_sum_and_teacher_counts(model, images):
-    model.train()
-    logits, trace = model(images, return_trace=True)
-    terms = losses(model, logits, torch.arange(4), trace, torch.randn(4, 7))
-    assert set(terms) == {'loss', 'task', 'distill', 'budget'}
-    torch.testing.assert_close(terms['loss'], terms['task'] + terms['distill'] + terms['budget'])
-    assert losses(model, logits, torch.arange(4), trace, logits.detach())['distill'].abs() < 1e-6
-    assert 'distill' not in losses(model, logits, torch.arange(4), trace)
 
 
 FAMILIES = [dict(), dict(qk_norm=True), dict(reg_tokens=4), dict(global_pool='avg'), dict(in_chans=1), dict(dynamic_img_size=True),

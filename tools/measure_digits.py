@@ -1,19 +1,20 @@
-"""Measure the shipped models on Cluttered Digits, each at its own budget and, calibrated on training images without labels,
-at others: accuracy, multiply-adds and time of all of them, taking turns.
+"""Measure the shipped models on Cluttered Digits, at their own budgets and at others, in accuracy, multiply-adds and time.
+
+Thresholds of other budgets come from training images without labels. All models take turns.
 
     python tools/measure_digits.py
     python tools/measure_digits.py --images 10000 --repeats 20 --out runs/digits_budgets.json
 
-Writes benchmarks/digits_budgets.json, which nbs/70_plots.ipynb and nbs/tutorials/which_one.ipynb show. Packed tables loop over
-their images in C++, which is compiled first. Let nothing else run meanwhile.
+Writes benchmarks/digits_budgets.json, which nbs/look/02_figures.ipynb and nbs/tutorials/which_one.ipynb show. Packed
+tables loop over their images in C++, which is compiled first. Let nothing else run meanwhile.
 """
 import argparse
 import copy
 from pathlib import Path
 
 import adaptive_tokens as at
-from adaptive_tokens.models.checkpoint import shipped
 from adaptive_tokens.images.digits import ClutteredDigits, digits_loader
+from adaptive_tokens.models.checkpoint import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,8 +39,8 @@ def main():
     p.add_argument('--out', type=Path, default=ROOT/'benchmarks'/'digits_budgets.json')
     args = p.parse_args()
     models = at_budgets(shipped(), args.budgets, next(iter(digits_loader('train', 256)))[0])
-    table = at.benchmark(models, ClutteredDigits('test', size=args.images), batch_size=args.batch_size, repeats=args.repeats,
-                         threads=args.threads, native=True)
+    table = at.benchmark(models, ClutteredDigits('test', size=args.images), batch_size=args.batch_size,
+                         repeats=args.repeats, threads=args.threads, native=True)
     if table.meta['interrupted']: raise KeyboardInterrupt
     table.save(args.out)
     print(table)

@@ -1,7 +1,7 @@
 """Time and memory of a training step of each method beside a dense step, DeiT-S.
 
     python tools/measure_training.py                                        # CPU
-    python tools/measure_training.py --device cuda --dtype bfloat16 --batch-size 128 --repeats 20 --out runs/gpu/training.json
+    python tools/measure_training.py --device cuda --dtype bfloat16 --batch-size 128 --out runs/gpu/training.json
 
 Writes benchmarks/training.json. Images are noise: a training step computes every token whatever it shows.
 """
@@ -39,15 +39,17 @@ def main():
     models = {'dense': vit}
     for method in ('as-vit', 'a-vit', 'adavit'):
         model = models[method] = at.adapt(copy.deepcopy(vit), method, args.budget)
-        if method != 'adavit': at.calibrate(model, [images])  # its gates toss coins at the target
+        if method != 'adavit': at.calibrate(model, [images])  # AdaViT's gates toss coins at the target
     models = {name: model.to(device) for name, model in models.items()}
     rows = step_costs(models, images.to(device), targets.to(device), args.repeats, args.dtype)
-    table = dict(rows=rows, backbone=args.backbone, budget=args.budget, batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype,
-                 seed=0, hardware=hardware())
+    table = dict(rows=rows, backbone=args.backbone, budget=args.budget, batch_size=args.batch_size,
+                 repeats=args.repeats, dtype=args.dtype, seed=0, hardware=hardware())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, json.dumps(table, indent=1) + '\n')
-    for row in rows: print(f"{row['name']:8} {row['seconds']:.2f} s [{row['seconds_iqr'][0]:.2f}, {row['seconds_iqr'][1]:.2f}]  "
-                           f"time {row['time']:.2f}  memory {row['memory']:.2f}")
+    for row in rows:
+        low, high = row['seconds_iqr']
+        print(f"{row['name']:8} {row['seconds']:.2f} s [{low:.2f}, {high:.2f}]  time {row['time']:.2f}  "
+              f"memory {row['memory']:.2f}")
 
 
 if __name__ == '__main__': main()

@@ -2,15 +2,14 @@
 
     python tools/train_checkpoints.py --seeds 0 1 2
 
-Writes adaptive_tokens/checkpoints/ (in half precision, of the seed whose adaptive models do best on training scenes that no
-model has seen) and benchmarks/digits.json (all seeds, on test images, which no choice looks at; for the first seed, what
-each kind of AdaViT's gates buys).
+Writes adaptive_tokens/checkpoints/ (in half precision, of the seed whose adaptive models do best on training scenes
+that no model has seen) and benchmarks/digits.json (all seeds, on test images, which no choice looks at; for the first
+seed, what each kind of AdaViT's gates buys).
 A model that an earlier run has left in --out is not trained again, so seeds may be trained side by side first.
 """
 import argparse
 import copy
 import json
-import os
 from itertools import combinations
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from adaptive_tokens.methods.adavit import KINDS, usage
 from adaptive_tokens.methods.avit import budget_depth
 from adaptive_tokens.methods.asvit import common_share, rank_stages
 from adaptive_tokens.models.checkpoint import load_dense, save_dense
+from adaptive_tokens.models.files import write_text
 from adaptive_tokens.training.evaluate import evaluate
 from adaptive_tokens.training.fit import fit
 
@@ -48,9 +48,11 @@ def unlabelled():
 
 
 def choose_stages(dense, budget, least=.3, most=.45):
-    """The pair of stages after which the untrained model stays closest to the dense one, on training scenes of another seed.
-    Pairs that end with more than a share `most` of the patches are left out: they hardly tell digit from clutter. So are those
-    that end with fewer than `least`: they drop late and hard, which hurts little at first and is not made good by training."""
+    """The pair of stages after which the untrained model stays closest to the dense one, on scenes of another seed.
+
+    Pairs that end with more than a share `most` of the patches are left out: they hardly tell digit from clutter. So
+    are those that end with fewer than `least`: they drop late and hard, which hurts little at first and is not made
+    good by training."""
     images = [x for x, _ in unlabelled()]
     pairs = [dict(places=p, ramp=r) for p in combinations(range(2, 9), 2) for r in (1., 2.5)]
     ends = [common_share(dense, pair['places'], budget, pair['ramp'])**(1 + pair['ramp']) for pair in pairs]
@@ -65,7 +67,7 @@ def method_options(name, dense, args):
 
 
 def tuned_run(name, dense, seed, folder, size, lr, **options):
-    "Fine-tune a copy of a dense model by a method, taught by the dense model; aim those whose losses only steer the cost"
+    "Fine-tune a copy of a dense model, which is its teacher; calibrate methods whose losses only steer the cost"
     if not (folder/'last').is_dir():
         model = at.adapt(copy.deepcopy(dense), name, **options)
         loader = digits_loader('train', 128, seed=100 + seed, size=size)
@@ -73,6 +75,9 @@ def tuned_run(name, dense, seed, folder, size, lr, **options):
     model = at.AdaptiveViT.from_pretrained(folder/'last')
     if name != 'as-vit': at.calibrate(model, unlabelled())
     return model
+
+
+def mean_over(values, where): return (values * where).sum(1) / where.sum(1)
 
 
 @torch.inference_mode()
@@ -84,14 +89,13 @@ def on_evidence(model, n=3000):
         b, batch = data.batch(index), torch.stack([x for x, _ in data.__getitems__(index)])
         trace = model(batch, return_trace=True)[1]
         depth, last, on = trace.depth[:, 1:].float(), trace.active[:, -1, 1:].float(), b.evidence
-        mean_over = lambda values, where: (values * where).sum(1) / where.sum(1)
-        rows.append(torch.stack([depth.mean(1), mean_over(depth, on), mean_over(depth, ~on), mean_over(last, on), last.mean(1),
-                                 trace.depth.float().mean(1)]))
+        rows.append(torch.stack([depth.mean(1), mean_over(depth, on), mean_over(depth, ~on), mean_over(last, on),
+                                 last.mean(1), trace.depth.float().mean(1)]))
     blocks, on, beside, kept, chance, all_tokens = torch.cat(rows, 1)
     levels = torch.arange(n) % len(LEVELS)
-    return dict(evidence_kept=kept.mean().item(), kept_by_chance=chance.mean().item(), blocks_on_evidence=on.mean().item(),
-                blocks_beside=beside.mean().item(), blocks_by_chance=blocks.mean().item(),
-                blocks_per_token=all_tokens.mean().item(),
+    return dict(evidence_kept=kept.mean().item(), kept_by_chance=chance.mean().item(),
+                blocks_on_evidence=on.mean().item(), blocks_beside=beside.mean().item(),
+                blocks_by_chance=blocks.mean().item(), blocks_per_token=all_tokens.mean().item(),
                 blocks_per_patch={name: blocks[levels == v].mean().item() for v, name in enumerate(LEVELS)})
 
 
@@ -101,7 +105,8 @@ def gates_open(model, n=3000):
     means = []
     for images, _ in digits_loader('test', 250, size=n, shuffle=False):
         means.append(usage(model.method, model(images, return_trace=True)[1], model.vit))
-    return dict(usage={kind: torch.stack([m[kind] for m in means]).mean().item() for kind in means[0]}, targets=model.method.targets)
+    used = {kind: torch.stack([m[kind] for m in means]).mean().item() for kind in means[0]}
+    return dict(usage=used, targets=model.method.targets)
 
 
 def ablation(dense, seed, folder, size, budget=.8):
@@ -125,22 +130,17 @@ def one_seed(seed, args, folder):
         models[name] = tuned_run(name, models['dense'], seed, where, args.tune_size, **how, **options)
     if args.control:
         where = folder/f'control-{seed}'
-        models['dense, tuned as long'] = tuned_run('as-vit', models['dense'], seed, where, args.tune_size, CONTROL_LR, budget=1.)
+        models['dense, tuned as long'] = tuned_run('as-vit', models['dense'], seed, where, args.tune_size, CONTROL_LR,
+                                                   budget=1.)
     test, unseen = digits_loader('test', 250), digits_loader('train', 250, shuffle=False, size=4000, image_seed=7)
     row = {name: evaluate(model, test, progress=True) for name, model in models.items()}
     for name, model in models.items(): row[name]['top1_training_digits_unseen_scenes'] = evaluate(model, unseen)['top1']
     for name in ADAPTIVE: row[name] |= on_evidence(models[name]) | models[name].method.options()
     row['as-vit']['theta'] = models['as-vit'].method.theta.tolist()
-    row['a-vit'] |= dict(beta=models['a-vit'].method.beta.tolist(), target_depth=budget_depth(models['dense'], models['a-vit'].budget))
+    row['a-vit'] |= dict(beta=models['a-vit'].method.beta.tolist(),
+                         target_depth=budget_depth(models['dense'], models['a-vit'].budget))
     row['adavit'] |= gates_open(models['adavit'])
     return models, dict(seed=seed, **row)
-
-
-def write_json(path, value):
-    path.parent.mkdir(exist_ok=True)
-    fresh = path.with_suffix('.new')
-    fresh.write_text(json.dumps(value, indent=1) + '\n')
-    os.replace(fresh, path)
 
 
 def main():
@@ -155,13 +155,15 @@ def main():
     p.add_argument('--out', type=Path, default=ROOT/'runs'/'digits', help='folder of logs and full checkpoints')
     args = p.parse_args()
     runs = {seed: one_seed(seed, args, args.out) for seed in sorted(args.seeds)}  # models, row of results
-    unseen = lambda seed: sum(runs[seed][1][name]['top1_training_digits_unseen_scenes'] for name in ADAPTIVE)
+    def unseen(seed): return sum(runs[seed][1][name]['top1_training_digits_unseen_scenes'] for name in ADAPTIVE)
     shipped = max(runs, key=unseen)
-    models, recipe = runs[shipped][0], {k: v for k, v in vars(args).items() if k not in ('out', 'seeds')} | dict(adaptive=ADAPTIVE)
+    models = runs[shipped][0]
+    recipe = {k: v for k, v in vars(args).items() if k not in ('out', 'seeds')} | dict(adaptive=ADAPTIVE)
     first = min(runs)
     what_gates_buy = ablation(runs[first][0]['dense'], first, args.out, args.ablation_size)
-    write_json(ROOT/'benchmarks'/'digits.json', dict(recipe=recipe, hardware=hardware(), shipped=shipped, ablation=what_gates_buy,
-                                                     results=[row for _, row in runs.values()]))
+    table = dict(recipe=recipe, hardware=hardware(), shipped=shipped, ablation=what_gates_buy,
+                 results=[row for _, row in runs.values()])
+    write_text(ROOT/'benchmarks'/'digits.json', json.dumps(table, indent=1) + '\n')
     save_dense(models['dense'].half(), ROOT/'adaptive_tokens'/'checkpoints'/'dense')
     for name in ADAPTIVE: models[name].half().save_pretrained(ROOT/'adaptive_tokens'/'checkpoints'/name)
 

@@ -1,15 +1,17 @@
-"""How is a dense model made adaptive, by a word and a number from the command line?"""
+"""What the command line says of methods and budgets, and how a model meets one where it will run."""
 import argparse
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from ..devices import resolve_device, resolve_dtype
-from ..models.method import check_budget, known_methods
-from ..models.model import AdaptiveViT, adapt, calibrate
+from ..errors import unknown_name
+from ..methods.asvit import ASViT
+from ..models.budget import check_budget
+from ..models.method import known_methods
+from ..models.model import AdaptiveViT, calibrate
 
-__all__ = ['by_form', 'calibrate_on', 'check_budgets']
+__all__ = ['calibrate_on', 'check_budgets', 'check_form']
 
 
 def check_budgets(
@@ -22,17 +24,16 @@ def check_budgets(
     raise ValueError(f'budgets are {given}: give each once, from the largest, as in {right}')
 
 
-def by_form(
-    dense:nn.Module, # timm ViT
-    form:str,        # Name of a method; behind a colon, how as-vit folds what it drops, as in 'as-vit:merge'
-    budget:float,    # Share of the dense multiply-adds to spend
-) -> AdaptiveViT:    # Adaptive model, not calibrated
-    "`adapt` by one word; raises ValueError for a word that names no method"
+def check_form(
+    form:str, # Name of a method; behind a colon, how as-vit folds what it drops, as in 'as-vit:merge'
+) -> str:     # The same name
+    "Raise ValueError where a colon asks for what there is not; any other wrong name is left to `adapt`"
     method, _, fold = form.partition(':')
-    if not fold: return adapt(dense, method, budget)
-    if method in known_methods() and method != 'as-vit':
+    if not fold or form in known_methods(): return form
+    if method == 'as-vit': raise unknown_name('fold', fold, ASViT.forms)
+    if method in known_methods():
         raise ValueError(f'{form!r}: only as-vit folds what it drops, as in as-vit:{fold}')
-    return adapt(dense, method, budget, fold=fold)
+    return form
 
 
 def calibrate_on(

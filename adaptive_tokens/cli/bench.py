@@ -9,11 +9,11 @@ from torch import nn
 from ..images.by_name import check_reading, find_images, make_backbone, with_fitting_labels
 from ..look.page import Picture, Table
 from ..measure.benchmark import benchmark
-from ..measure.result import three_digits
 from ..measure.sweep import each_size, plot_sweep
+from ..measure.table import three_digits
 from ..models.checkpoint import load
-from ..models.model import AdaptiveViT
-from .adapting import by_form, calibrate_on, check_budgets
+from ..models.model import AdaptiveViT, adapt, is_adaptive
+from .adapting import calibrate_on, check_budgets, check_form
 from .options import BY_NAME, FOLDERS, READING, TIMING, Unset, chosen, command
 from .output import print_once, report_benchmark, results
 
@@ -30,7 +30,7 @@ def baseline(
     if args.backbone: return args.backbone, make_backbone(args.backbone, args.pretrained)
     if not models: raise ValueError('there is no model: name a checkpoint, --model DIR, or timm model, --backbone NAME')
     for name, model in models.items():
-        if not isinstance(model, AdaptiveViT): return name, model
+        if not is_adaptive(model): return name, model
     first, model = next(iter(models.items()))
     return f'{first}, every token', model.vit
 
@@ -43,7 +43,8 @@ def adapted(
     if not (args.budgets or args.methods or args.backbone): return {}
     models = {}
     for form in args.methods or ['as-vit']:
-        for budget in check_budgets(args.budgets or [.65]): models[f'{form} {budget:g}'] = by_form(dense, form, budget)
+        for budget in check_budgets(args.budgets or [.65]):
+            models[f'{form} {budget:g}'] = adapt(dense, check_form(form), budget)
     reading = dict(batch_size=args.batch_size, **chosen(args, *READING))
     if args.images == 'digits': loader = find_images('digits', dense, 'train', CALIBRATED_ON, **reading)
     else: loader = find_images(args.images, dense, args.split, CALIBRATED_ON, skip=args.n, **reading)
@@ -68,7 +69,9 @@ def adapted(
     images='digits', reader=FOLDERS, split='validation', class_map=BY_NAME, n=512,
     native=False, compiled=False, fall_back=False, sweep=False, allow_noise=False,
     batch_size=16, repeats=10, threads=Unset("torch's choice"), workers=0, out=Unset('only the table is printed'))
-def bench(args):
+def bench(
+    args:argparse.Namespace, # Parsed options
+):
     "Prints the table, and writes it as json and csv, figure and page if asked"
     with results(args.out) as folder:
         models = {where: load(where) for where in args.model or []}

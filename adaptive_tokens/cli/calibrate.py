@@ -1,7 +1,9 @@
 """The command `calibrate`: the knob of a model is turned until it meets a budget on some images."""
+import argparse
+
 from ..images.by_name import find_images, make_backbone
 from ..models.checkpoint import load
-from ..models.model import AdaptiveViT, adapt
+from ..models.model import adapt, is_adaptive
 from .adapting import calibrate_on
 from .options import BY_NAME, FOLDERS, READING, Unset, chosen, command
 from .output import print_once, results
@@ -18,7 +20,9 @@ __all__ = ['calibrate']
     method=Unset("an adaptive checkpoint's own, or as-vit"), budget=Unset("an adaptive checkpoint's own, or 0.65"),
     images='digits', reader=FOLDERS, split='train', class_map=BY_NAME, n=256, batch_size=32, workers=0,
     out=Unset('nothing is saved'))
-def calibrate(args):
+def calibrate(
+    args:argparse.Namespace, # Parsed options
+):
     "Prints the share that is spent now, and saves the model if asked"
     if bool(args.model) == bool(args.backbone): raise ValueError('name one model: --model DIR, or --backbone NAME')
     with results(args.out) as folder:
@@ -35,9 +39,9 @@ def calibrate(args):
 def _model(args):
     "The adaptive model that was named, or the dense one made adaptive"
     model = load(args.model) if args.model else make_backbone(args.backbone, args.pretrained)
-    if not isinstance(model, AdaptiveViT):
+    if not is_adaptive(model):
         return adapt(model, args.method or 'as-vit', .65 if args.budget is None else args.budget)
-    if args.method not in (None, model.method.name):
+    if args.method not in (None, model.method.name, model.method.full_name):
         raise ValueError(f'{args.model} runs {model.method.name}, not {args.method}: leave --method out, '
                          'or name a dense checkpoint')
     return model

@@ -1,8 +1,10 @@
 """The command `demo`: what the shipped models do with embedded images, in a table and a page."""
+import argparse
 import sys
 from itertools import islice
 from pathlib import Path
 
+from ..backbones.backbone import backbone_of
 from ..devices import resolve_device
 from ..images.digits import ClutteredDigits, normalize
 from ..images.drawing import MEAN, STD
@@ -32,12 +34,14 @@ LINK = ('<p><a href="explorer.html">Look into the models</a>, patch by patch and
     'Prints the table and writes a page with table and pictures, the pictures, the numbers as json, and the explorer.',
     'adaptive-tokens demo', 'adaptive-tokens demo --n 3000 --repeats 10 --out /tmp/demo',
     n=900, batch_size=16, repeats=5, threads=Unset("torch's choice"), out='demo')
-def demo(args):
+def demo(
+    args:argparse.Namespace, # Parsed options
+):
     "Writes benchmark.json and .csv, pictures, explorer.html and index.html"
     with results(args.out) as folder:
         models, tables, drawn = shipped(), [], []
-        stem = models['dense'].patch_embed
-        digits = ClutteredDigits('test', args.n, None, stem.img_size[0], stem.patch_size[0], args.seed)
+        dense = backbone_of(models['dense'])
+        digits = ClutteredDigits('test', args.n, None, dense.image_size[0], dense.patch_size[0], args.seed)
         table = benchmark(models, digits, progress=sys.stderr.isatty(), **chosen(args, *TIMING))
         print_once(table)
         if table.meta['interrupted']: raise KeyboardInterrupt

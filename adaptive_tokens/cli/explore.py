@@ -1,9 +1,11 @@
 """The command `explore`: a page that shows which patches models kept, in which block, by which score."""
+import argparse
 from itertools import islice
 
 import torch
 from timm.data import resolve_model_data_config
 
+from ..backbones.backbone import timm_model
 from ..devices import resolve_device, resolve_dtype
 from ..images.by_name import check_reading, class_folders, find_images, with_fitting_labels
 from ..images.drawing import MEAN, STD
@@ -22,13 +24,14 @@ __all__ = ['explore']
     'adaptive-tokens explore', 'adaptive-tokens explore --images photos/ --model runs/dense/best runs/as-vit/best',
     many=('model',), model=Unset('the shipped ones'),
     images='digits', reader=FOLDERS, split='validation', class_map=BY_NAME, n=12, workers=0, out='explorer.html')
-def explore(args):
+def explore(
+    args:argparse.Namespace, # Parsed options
+):
     "Writes the page, and prints the first image and block as text"
     out, device, dtype = check_file(args.out), resolve_device(args.device), resolve_dtype(args.dtype)
     if args.model: models = {where: load(where) for where in args.model}
     else: models = dict(islice(shipped().items(), MAX_MODELS))
-    first = next(iter(models.values()))
-    vit = getattr(first, 'vit', first)
+    vit = timm_model(next(iter(models.values())))
     if args.images != 'digits': check_reading(models)
     loader = find_images(args.images, vit, args.split, args.n, batch_size=args.n, **chosen(args, *READING))
     images, labels = with_fitting_labels(loader, vit.num_classes)

@@ -13,8 +13,8 @@ from ..devices import DEVICES, DTYPES
 from ..models.method import known_methods
 from ..training.recipe import RECIPES
 
-__all__ = ['BY_NAME', 'Command', 'FOLDERS', 'OPTIONS', 'Parser', 'READING', 'TIMING', 'Unset', 'chosen', 'command',
-           'from_one', 'from_zero', 'make_parser']
+__all__ = ['BY_NAME', 'Command', 'FOLDERS', 'OPTIONS', 'Parser', 'READING', 'TIMING', 'Unset', 'as_argument', 'chosen',
+           'command', 'from_one', 'from_zero', 'make_parser']
 
 
 def from_one(
@@ -141,8 +141,12 @@ def command(
     return decorate
 
 
-def _as_argument(name, default, several):
-    "Keyword arguments for argparse: an option whose help is closed by what happens without it"
+def as_argument(
+    name:str,     # Name of an option in OPTIONS
+    default,      # Default value, or an `Unset`
+    several:bool, # Whether it takes several values
+) -> dict:        # Keyword arguments for `argparse.ArgumentParser.add_argument`
+    "An option as argparse wants it; its help ends with what happens without it"
     kind, text = OPTIONS[name]
     without = 'no' if default is False else default
     argument = dict(help=f'{text} (default: {without})', default=None if isinstance(default, Unset) else default)
@@ -176,7 +180,7 @@ def make_parser(
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         for option, default in one.defaults.items():
             flag = '--' + option.replace('_', '-')
-            sub.add_argument(flag, **_as_argument(option, default, option in one.many))
+            sub.add_argument(flag, **as_argument(option, default, option in one.many))
     return parser
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..look.page import Picture, Table, report
-from ..measure.result import Benchmark, footnote
+from ..measure.result import Benchmark
+from ..measure.table import footnote
 from ..models.files import staged
 
 __all__ = ['check_file', 'check_folder', 'is_first_process', 'print_once', 'report_benchmark', 'results', 'say',

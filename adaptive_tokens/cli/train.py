@@ -1,4 +1,5 @@
 """The command `train`: a run by a recipe, and at its end the epoch to take."""
+import argparse
 import sys
 from dataclasses import fields
 
@@ -42,7 +43,9 @@ def _numbers():
     val_split='validation', class_map=BY_NAME, n=Unset('all'), val_n=Unset('all'), unreadable='raise', workers=0,
     **dict(_numbers()),
     resume=False, every=0, compiled=False, tracker=Unset('none'), out=Unset('runs/ and the name of the method'))
-def train(args):
+def train(
+    args:argparse.Namespace, # Parsed options
+):
     "Prints the recipe, and at the end the best epoch"
     recipe = recipe_from_args(args)
     out = check_folder(args.out or f"runs/{recipe.method or 'dense'}")

@@ -9,7 +9,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from ..backbones.timm_vit import check_backbone
+from ..backbones.backbone import backbone_of, check_backbone, timm_model
 from ..errors import unknown_name
 from .digits import ClutteredDigits, digits_loader, digits_vit
 from .real import TRAIN_SPLITS, image_loader
@@ -54,7 +54,8 @@ def find_images(
 ) -> DataLoader:             # Batches (images, labels)
     "Images by name, as this backbone wants them; raises ValueError or FileNotFoundError for what cannot be read"
     if root == 'digits':
-        size = dict(image_size=vit.patch_embed.img_size[0], patch_size=vit.patch_embed.patch_size[0])
+        backbone = backbone_of(vit)
+        size = dict(image_size=backbone.image_size[0], patch_size=backbone.patch_size[0])
         half = 'train' if split in TRAIN_SPLITS else 'test'
         return digits_loader(half, batch_size, training, seed=seed, size=n, **size)
     try:
@@ -80,7 +81,7 @@ def check_reading(
     models:dict[str, nn.Module], # Models by name, dense or adaptive
 ):
     "Raise ValueError, naming two models, unless all of them want photographs normalised alike"
-    wants = {name: resolve_model_data_config(getattr(model, 'vit', model)) for name, model in models.items()}
+    wants = {name: resolve_model_data_config(timm_model(model)) for name, model in models.items()}
     first, its = next(iter(wants.items()))
     for name, want in wants.items():
         for key in ('mean', 'std'):

@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor
 
+from ..backbones.backbone import backbone_of
 from ..images.digits import ClutteredDigits, normalize
 from ..images.drawing import LEVELS
 from ..methods.asvit import ASViT
@@ -24,7 +25,7 @@ def by_level(
     batch_size:int,         # Images per call
 ) -> tuple[list, Tensor, Tensor]: # Cells of a table, mean tokens per block of each image, level of each image
     "What images of each level get from a model, and whether a patch on the digit gets more of it than one beside it"
-    device, P, columns = next(model.parameters()).device, model.vit.num_prefix_tokens, []
+    device, P, columns = next(model.parameters()).device, backbone_of(model).num_prefix_tokens, []
     for start in range(0, len(digits), batch_size):
         batch = digits.batch(range(start, min(start + batch_size, len(digits))))
         logits, trace = model(normalize(batch.images).to(device), return_trace=True)
@@ -81,15 +82,17 @@ def _pictures_of_images(name, model, batch, images, logits, trace, patch_size):
 
 def _stages_of_image(model, image, trace, i, patch_size):
     "Figure of the patches left in each stage, what is to be seen, and how to read it"
-    left = [n - model.vit.num_prefix_tokens for n in trace.counts[i].unique().flip(0).tolist()]
+    P = backbone_of(model).num_prefix_tokens
+    left = [n - P for n in trace.counts[i].unique().flip(0).tolist()]
     return (token_stages(image, trace, i, patch_size), f'in the stages of {model.method.name}; patches left: {left}',
             'Faded patches have left before these blocks.')
 
 
 def _depths_of_image(model, image, trace, i, patch_size):
     "Figure of the blocks that each patch ran through, what is to be seen, and how to read it"
-    low, high = trace.depth[i, model.vit.num_prefix_tokens:].aminmax()
-    return (depth_map(trace, i, model.vit.patch_embed.grid_size, image),
+    backbone = backbone_of(model)
+    low, high = trace.depth[i, backbone.num_prefix_tokens:].aminmax()
+    return (depth_map(trace, i, backbone.patch_grid(image.shape[1:]), image),
             f'and the blocks that each patch ran through in {model.method.name}: {low} to {high}',
             'Light patches ran through more blocks.')
 
@@ -111,7 +114,7 @@ def _picture_of_heads(name, model, image):
 def _picture_of_gates(name, model, digits, device):
     n = min(GATED, len(digits))
     with torch.no_grad(): _, trace = model(normalize(digits.batch(range(n)).images).to(device), return_trace=True)
-    return Picture(f'{name}-gates.png', gate_usage(trace, model.vit.num_prefix_tokens),
+    return Picture(f'{name}-gates.png', gate_usage(trace, backbone_of(model).num_prefix_tokens),
                    'A table of blocks: percent of patches, of images for each head, and for attention and MLP, '
                    f'in {name}.',
                    f'Which parts of each block ran for {n} images, in percent.')

@@ -5,7 +5,7 @@ from matplotlib.colors import BoundaryNorm
 
 from .style import plain_text
 
-__all__ = ['annotated_grid', 'new_figure', 'panels', 'show_images', 'whole_steps']
+__all__ = ['annotated_grid', 'new_figure', 'panels', 'show_images', 'ticks_up_to', 'whole_steps']
 
 LONGEST_ROW = 6  # panels in a row
 
@@ -60,6 +60,14 @@ def whole_steps(
 ):            # A matplotlib norm
     "A step of colour for each whole number from 0 to `most`"
     return BoundaryNorm(np.arange(-.5, most + 1), 256)
+
+
+def ticks_up_to(
+    most:float, # Largest number
+    n:int,      # Number of ticks, or fewer where they would fall together
+) -> np.ndarray: # Whole numbers
+    "Ticks of a colour bar, evenly spaced from 0"
+    return np.unique(np.linspace(0, most, n).round())
 
 
 def annotated_grid(

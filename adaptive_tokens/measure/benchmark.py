@@ -15,7 +15,8 @@ from torch import nn, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 # %% ../../nbs/measure/08_benchmark.ipynb #2ce698b8
-from ..backbones.timm_vit import compile_parts, compiler
+from ..backbones.backbone import backbone_of
+from ..backbones.compile import compile_parts, compiler
 from ..devices import check_compiler, out_of_memory, resolve_device, resolve_dtype
 from ..errors import check_counts
 from ..images.by_name import gather
@@ -27,7 +28,8 @@ from .result import Benchmark
 from .statistics import compare, Measured
 from .timing import take_turns, thread_count
 from ..models.cost import macs
-from ..models.model import AdaptiveViT
+from ..models.method import method_name
+from ..models.model import is_adaptive
 from ..tokens.attention import CPP_LOOPS
 from ..tokens.native import cpp_loops
 
@@ -56,11 +58,12 @@ def check_pictures(
 # %% ../../nbs/measure/08_benchmark.ipynb #ca8eaa41
 def _logits_and_macs(model, images):
     "Logits [B, classes] and multiply-adds of each image [B], float64, of a dense or an adaptive model"
-    if isinstance(model, AdaptiveViT):
+    if is_adaptive(model):
         logits, trace = model(images, return_trace=True)
         return logits, trace.macs.double().cpu()
-    patches = prod(model.patch_embed.dynamic_feat_size(images.shape[-2:]))
-    return model(images), torch.full((len(images),), macs(model, None, patches), dtype=torch.float64)
+    vit = getattr(model, '_orig_mod', model)  # torch.compile wraps the timm model
+    patches = prod(backbone_of(vit).patch_grid(images.shape[-2:]))
+    return model(images), torch.full((len(images),), macs(vit, None, patches), dtype=torch.float64)
 
 def count_and_answer(
     model:nn.Module,       # A timm VisionTransformer or an AdaptiveViT
@@ -83,7 +86,7 @@ def checked(models, dense, images, labels, allow_noise):
     check_models(models, dense)
     images, labels = gather(images, labels)
     check_data(models, images, labels)
-    adaptive = any(isinstance(model, AdaptiveViT) for model in models.values())
+    adaptive = any(map(is_adaptive, models.values()))
     if adaptive and not allow_noise: check_pictures(images)
     return images, labels
 
@@ -111,7 +114,7 @@ def with_compiled(
     kind = images.device.type
     check_compiler(kind)
     compiled_dense = compiler(models[dense], dynamic=False)
-    ours = [compile_parts(model) for model in models.values() if isinstance(model, AdaptiveViT)]
+    ours = [compile_parts(model) for model in filter(is_adaptive, models.values())]
     try:
         for model in (compiled_dense, *ours): model(images)
     except Exception as e:
@@ -131,7 +134,7 @@ def copies_on_device(
 ) -> dict[str, nn.Module]:       # Copies in evaluation mode, by name
     "Copies of the models on the device and in the precision in which they will run"
     copies = {name: model.to(device, dtype).eval() for name, model in copy.deepcopy(dict(models)).items()}
-    for model in copies.values(): model.faster = {}
+    for model in filter(is_adaptive, copies.values()): model.preferred_execution = {}
     return copies
 
 # %% ../../nbs/measure/08_benchmark.ipynb #cc9dddb2
@@ -142,22 +145,15 @@ def spread_out(batches, how_many):
     return [batches[i // size][[i % size]] for i in places]
 
 # %% ../../nbs/measure/08_benchmark.ipynb #5cad1e1d
-def method_of_row(model):
-    "Name of the method that decides, with the way it folds what it drops, as in as-vit:merge"
-    if not isinstance(model, AdaptiveViT): return 'dense'
-    fold = getattr(model.method, 'fold', None)
-    return f'{model.method.name}:{fold}' if fold else model.method.name
-
 def choose_forms(models, images, batch_size):
     "Let every adaptive model take the faster of its forms, for single images and for batches of this size"
-    for model in models.values():
-        if isinstance(model, AdaptiveViT): choose_execution(model, images, {1, batch_size})
+    for model in filter(is_adaptive, models.values()): choose_execution(model, images, {1, batch_size})
 
 def execution_label(model):
     "The form at each batch size, as in 'masked at 1, packed at 16', or the one that was forced; None: packed"
     execution = getattr(model, 'execution', 'auto')
     if execution != 'auto': return execution
-    return ', '.join(f'{form} at {size}' for size, form in getattr(model, 'faster', {}).items()) or None
+    return ', '.join(f'{form} at {size}' for size, form in getattr(model, 'preferred_execution', {}).items()) or None
 
 # %% ../../nbs/measure/08_benchmark.ipynb #cd32102b
 def measure(
@@ -180,7 +176,7 @@ def measure(
         spent, guess = counted[name]
         right = None if labels is None else guess == labels.cpu()
         top1 = None if labels is None else 100 * right.double().mean().item()
-        measured[name] = Measured(spent, passes[name].sum(1), singles[name][0], top1, method_of_row(model), right,
+        measured[name] = Measured(spent, passes[name].sum(1), singles[name][0], top1, method_name(model), right,
                                   memory[name])
     return measured
 
@@ -235,7 +231,8 @@ def benchmark(
         done = len(measured[dense].passes)
         meta = provenance(device, dtype, batch_size=fitted, n=len(images), image_size=list(images.shape[2:]),
                           repeats=done, latency_repeats=latency_repeats, dense=dense,
-                          native=bool(CPP_LOOPS) and device.type == 'cpu', compiled=compiled, interrupted=done < repeats)
+                          native=bool(CPP_LOOPS) and device.type == 'cpu', compiled=compiled,
+                          interrupted=done < repeats)
     if done < repeats:
         warnings.warn(f'interrupted after {done} of {repeats} passes: the rows stand on those', stacklevel=2)
     return summary(models, measured, meta)

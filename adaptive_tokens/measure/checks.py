@@ -1,8 +1,8 @@
 """Models and images that can be compared: a benchmark that runs for minutes should fail in its first second."""
 from torch import nn, Tensor
 
-from ..backbones.timm_vit import check_backbone, check_images
-from ..models.model import AdaptiveViT
+from ..backbones.backbone import check_backbone, check_images, timm_model
+from ..models.model import is_adaptive
 
 __all__ = []
 
@@ -16,9 +16,9 @@ def check_models(
         raise ValueError("there are no models to compare: give a dict such as {'dense': vit, 'as-vit': model}")
     if dense not in models:
         raise ValueError(f'no model is called {dense!r}, which dense= names as the baseline; there are {list(models)}')
-    if isinstance(models[dense], AdaptiveViT):
+    if is_adaptive(models[dense]):
         raise ValueError(f'the baseline {dense!r} is adaptive: give the timm model that it wraps, its .vit')
-    for model in models.values(): check_backbone(getattr(model, 'vit', model))
+    for model in models.values(): check_backbone(timm_model(model))
     classes = {name: model.num_classes for name, model in models.items()}
     if len(set(classes.values())) > 1: raise ValueError(f'models differ in their number of classes: {classes}')
     if not all(block.attn.fused_attn for block in models[dense].blocks):
@@ -32,7 +32,7 @@ def check_data(
     labels:Tensor|None,          # Class of each image [n]
 ):
     "Raise ValueError for images that a model cannot take and for labels that do not fit"
-    for model in models.values(): check_images(getattr(model, 'vit', model), images)
+    for model in models.values(): check_images(model, images)
     if labels is None: return
     if labels.shape != images.shape[:1]:
         raise ValueError(f'labels have shape {list(labels.shape)} for {len(images)} images: '

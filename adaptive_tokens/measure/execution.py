@@ -53,5 +53,5 @@ def choose_execution(
     try: ratios = {size: packed_over_masked(model, images[:size], repeats) for size in sizes}
     finally: model.execution = before
     forms = {size: 'masked' if ratio[0] > 1 else 'packed' for size, ratio in ratios.items()}
-    model.execution, model.faster = 'auto', forms
+    model.execution, model.preferred_execution = 'auto', forms
     return {size: dict(execution=forms[size], packed_over_masked=ratios[size]) for size in sizes}

@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/measure/04_memory.ipynb #78906433
+from ..backbones.compile import is_compiled
 from ..devices import synchronize
 
 # %% ../../nbs/measure/04_memory.ipynb #d25eb35c
@@ -43,11 +44,6 @@ class HeldBytes(TorchDispatchMode):
         self.now -= size
 
 # %% ../../nbs/measure/04_memory.ipynb #a34b5273
-def _is_compiled(model):
-    "Whether torch.compile made the model, or the parts of its blocks"
-    blocks = getattr(getattr(model, 'vit', None), 'blocks', ())
-    return hasattr(model, '_orig_mod') or any(getattr(block, 'compiled', False) for block in blocks)
-
 def _peak_on_cuda(model, images):
     "Bytes that CUDA counts during a call, besides those that were allocated before"
     synchronize(images.device)
@@ -63,6 +59,6 @@ def peak_memory(
 ) -> int|None:       # Bytes besides weights and images; None for a compiled model outside of CUDA
     "What a call holds at its fullest moment"
     if images.is_cuda: return _peak_on_cuda(model, images)
-    if _is_compiled(model): return None
+    if is_compiled(model): return None
     with HeldBytes() as held: model(images)
     return held.peak

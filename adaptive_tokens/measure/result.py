@@ -82,7 +82,8 @@ def _draw_time_follows_macs(ax, rows):
 def plot(self):
     "Accuracy (or speed-up, without labels) against GMACs and against images per second, as a matplotlib Figure"
     import matplotlib.pyplot as plt
-    from adaptive_tokens.look.style import scatter, spread_names
+    from adaptive_tokens.look.labels import spread_names
+    from adaptive_tokens.look.style import scatter
     y = 'speedup' if any(r['top1'] is None for r in self.rows) else 'top1'
     ylabel = dict(speedup='speed-up over dense (bar: quartiles)', top1='top-1 accuracy, % (bar: standard error)')[y]
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout='constrained')

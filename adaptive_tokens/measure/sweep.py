@@ -78,14 +78,12 @@ def sweep(
 # %% ../../nbs/measure/09_sweep.ipynb #7d1a7bcc
 def _draw_model(axes, benches, name, linestyle):
     "A model's speed-up and images per second over the batch size, with quartiles"
-    from adaptive_tokens.look.style import elide_left, plain_text, quartile_bars
-    from adaptive_tokens.look.style import METHOD_COLOURS, METHOD_MARKERS, OTHER_METHOD
+    from adaptive_tokens.look.style import elide_left, plain_text, quartile_bars, style_of
     rows = [next(row for row in bench.rows if row['name'] == name) for bench in benches.values()]
-    method = rows[0]['method']
-    look = dict(color=METHOD_COLOURS.get(method, OTHER_METHOD[0]), marker=METHOD_MARKERS.get(method, OTHER_METHOD[1]),
-                linestyle=linestyle, linewidth=1, capsize=3, label=plain_text(elide_left(name)))
+    colour, marker = style_of(rows[0]['method'])
     for ax, key in zip(axes, ('speedup', 'images_per_s')):
-        ax.errorbar(list(benches), [row[key] for row in rows], quartile_bars(rows, key), **look)
+        ax.errorbar(list(benches), [row[key] for row in rows], quartile_bars(rows, key), color=colour, marker=marker,
+                    linestyle=linestyle, linewidth=1, capsize=3, label=plain_text(elide_left(name)))
 
 def plot_sweep(
     benches:dict[int, Benchmark], # Results from `sweep`

@@ -1,2 +1,2 @@
 "The methods: one paper, one file, and one line here."
-from . import adavit, asvit, avit, dynamicvit, evit, fixed, tome
+from . import avit, adavit, asvit, fixed, evit, tome, dynamicvit

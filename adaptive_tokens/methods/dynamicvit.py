@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 
 # %% ../../nbs/methods/07_dynamicvit.ipynb #78ad6ffe
-from ..backbones.timm_vit import run_block
+from ..backbones.backbone import backbone_of, run_block
 from ..models.cost import macs
 from ..models.fixed_count import FixedCount
 from ..models.method import register
@@ -40,19 +40,20 @@ class Predictor(nn.Module):
 @register
 class DynamicViT(FixedCount):
     "DynamicViT (Rao et al. 2021): a trained predictor rates the patches, a fixed share of them stays"
-    name, usual, distill_weight, token_weight = 'dynamicvit', (3, 6, 9), .5, .5
+    name, colours, markers = 'dynamicvit', {'': '#882255'}, {'': '>'}
+    paper_blocks, distill_weight, token_weight = (3, 6, 9), .5, .5
 
     def __init__(self, vit, budget=.65, places=None, share=None):
         super().__init__(vit, budget, places, share)
-        self.predictors = nn.ModuleList(Predictor(vit.embed_dim) for _ in self.places)
+        self.predictors = nn.ModuleList(Predictor(backbone_of(vit).width) for _ in self.places)
         self.kept = []  # share of the patches that each image kept, stage by stage, of the last training step
 
     def forward(self, blocks, t, record=no_record):
-        predictors, self.kept = dict(zip(self.stages(), self.predictors)), []
+        predictors, self.kept = dict(zip(self.places, self.predictors)), []
         for l, block in enumerate(blocks, 1):
-            before, t, S = t, run_block(block, t), None
+            entered, t, S = t, run_block(block, t), None
             if l in predictors: t, S = (self.draw if self.training else self.choose)(l, t, predictors[l])
-            record(before, S)
+            record(entered, S)
         return t
 
     def draw(self, l, t, predictor):
@@ -66,15 +67,15 @@ class DynamicViT(FixedCount):
     def choose(self, l, t, predictor):
         "At inference: the likeliest, as many in every image"
         says = F.pad(predictor(t.as_grid(t.x)[:, t.P:])[..., 0], (t.P, 0), value=float('nan'))
-        return self.best(l, t, says[:, t.P:]), ungrid(t, says.exp())
+        return self.keep_best(l, t, says[:, t.P:]), ungrid(t, says.exp())
 
-    def penalties(self, trace, vit):
+    def extra_losses(self, trace, vit):
         missed = [(self.share**s - kept).square().mean() for s, kept in enumerate(self.kept, 1)]
         return {'ratio': 2 * sum(missed) / len(missed)} if missed else {}
 
-    def macs(self, vit, counts, patches, *_):
-        n = sum(counts[..., p - 1] - vit.num_prefix_tokens for p in self.stages())
-        D = vit.embed_dim
+    def macs(self, vit, counts, patches, *_, share=None):
+        n = sum(counts[..., p - 1] - self.P for p in self.places)
+        D = backbone_of(vit).width
         return macs(vit, counts, patches) + n * (D * D + D * (D//2) + (D//2) * (D//4) + (D//4) * 2)
 
 # %% ../../nbs/methods/07_dynamicvit.ipynb #68cb8257

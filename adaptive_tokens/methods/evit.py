@@ -6,19 +6,19 @@
 __all__ = ['EViT']
 
 # %% ../../nbs/methods/05_evit.ipynb #d633458f
-from .fixed import FixedRate
+from ..models.fixed_count import ByClassAttention
 from ..models.method import register
 
 # %% ../../nbs/methods/05_evit.ipynb #6c33705c
 @register
-class EViT(FixedRate):
+class EViT(ByClassAttention):
     "EViT (Liang et al. 2022): a fixed share stays, the others become one token, weighted by class attention"
-    name = 'evit'
+    name, colours, markers = 'evit', {'': '#7A6FF0'}, {'': '<'}
 
-    def left(self, l, n): return min(round(self.share * n) + 1, n)
+    def num_kept(self, l, n, share): return min(round(share * n) + 1, n)
 
     def leave(self, l, t, q, k):
-        S = self.score(l, t, q, k)
+        S = self.score(t, q, k)
         order = t.as_grid(S)[:, t.P:].argsort(1, descending=True) + t.P
-        into, rest = order.tensor_split([self.left(l, order.shape[1])], 1)
+        into, rest = order.tensor_split([self.num_kept(l, order.shape[1], self.share)], 1)
         return t.merge(rest, into[:, -1:].expand_as(rest), S) if rest.shape[1] else t, S

@@ -9,27 +9,19 @@ __all__ = ['FixedRate', 'LowestK', 'RandomK']
 import torch
 
 # %% ../../nbs/methods/04_fixed.ipynb #24d0a43c
-from ..models.cost import class_row_macs
-from ..models.fixed_count import FixedCount
+from ..models.fixed_count import ByClassAttention, FixedCount
 from ..models.method import register
 
 # %% ../../nbs/methods/04_fixed.ipynb #d9bb8bdc
 @register
-class FixedRate(FixedCount):
+class FixedRate(ByClassAttention):
     "The patches with the highest class attention stay, a fixed share of them (EViT without its fused token)"
     name, sign = 'fixed-rate', 1
-
-    def __init__(self, vit, budget=.65, places=None, share=None):
-        if not vit.has_class_token: raise ValueError(f'{self.name} asks the class token what matters, and this backbone '
-                                                     "has none: take one with class_token=True, or method 'tome'")
-        super().__init__(vit, budget, places, share)
-
-    def overhead(self, block, n): return class_row_macs(block, n)
-    def score(self, l, t, q, k): return t.class_attention(q, k).mean(-1)
+    colours, markers = {'': '#CC79A7'}, {'': 'v'}
 
     def leave(self, l, t, q, k):
-        S = self.score(l, t, q, k)
-        return self.best(l, t, self.sign * t.as_grid(S)[:, t.P:]), S
+        S = self.score(t, q, k)
+        return self.keep_best(l, t, self.sign * t.as_grid(S)[:, t.P:]), S
 
 # %% ../../nbs/methods/04_fixed.ipynb #8aa731f3
 @register
@@ -44,4 +36,4 @@ class RandomK(FixedCount):
 
     def leave(self, l, t, q, k):
         chance = torch.rand(t.N, generator=torch.Generator().manual_seed(l)).to(t.x.device)[t.index]
-        return self.best(l, t, t.as_grid(chance)[:, t.P:]), chance
+        return self.keep_best(l, t, t.as_grid(chance)[:, t.P:]), chance

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/methods/06_tome.ipynb #2aebf75e
+from ..backbones.backbone import backbone_of
 from ..models.cost import match_macs
 from ..models.fixed_count import FixedCount
 from ..models.method import register
@@ -32,23 +33,24 @@ def match_pairs(
 @register
 class ToMe(FixedCount):
     "ToMe (Bolya et al. 2023): in every block the r most alike pairs of tokens are averaged"
-    name, usual = 'tome', tuple(range(1, 13))
+    name, colours, markers = 'tome', {'': '#A67C00'}, {'': 'X'}
+    paper_blocks = tuple(range(1, 13))
 
     def __init__(self, vit, budget=.65, places=None, share=None):
-        self.most = vit.patch_embed.num_patches / 2  # pairs
+        self.most = backbone_of(vit).num_patches / 2  # pairs
         super().__init__(vit, budget, places, share)
 
-    def left(self, l, n):
-        r = (1 - self.share) * self.most
+    def num_kept(self, l, n, share):
+        r = (1 - share) * self.most
         return n - min(int(r * l + .5) - int(r * (l - 1) + .5), n // 2)
 
-    def overhead(self, block, n): return match_macs((n - self.P + 1)//2, (n - self.P)//2, block.attn.head_dim)
+    def decision_macs(self, block, n): return match_macs((n - self.P + 1)//2, (n - self.P)//2, block.head_dim)
 
     def leave(self, l, t, q, k):
         keys = t.as_grid(k.detach())[:, t.P:]  # [B, n, H, Dh]
         n = keys.shape[1]
         if n < 2: return t, None
-        r = n - self.left(l, n)
+        r = n - self.num_kept(l, n, self.share)
         order = getattr(t, 'order', torch.arange(n, device=keys.device).expand(t.B, -1))  # patch of the grid that is dealt i-th
         f = F.normalize(keys.float().mean(2), dim=-1).gather(1, order[..., None].expand(-1, -1, keys.shape[-1]))
         src, dst, rest = (order.gather(1, at) for at in match_pairs(f, r))

@@ -6,63 +6,67 @@
 __all__ = ['block_macs', 'class_row_macs', 'mlp_macs', 'match_macs', 'stem_macs', 'head_macs', 'macs']
 
 # %% ../../nbs/models/01_cost.ipynb #e1983324
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn, Tensor
+from torch import Tensor, nn
+
+# %% ../../nbs/models/01_cost.ipynb #c0570001
+from ..backbones.backbone import BackboneBlock, backbone_of
 
 # %% ../../nbs/models/01_cost.ipynb #cc3a2243
 def block_macs(
-    block:Block, # a timm block
-    n:int|Tensor, # tokens that take part, any shape, differentiable
-) -> int|Tensor: # multiply-adds, shaped like n
+    block:BackboneBlock, # Block of a backbone
+    n:int|Tensor, # Tokens that take part, any shape, differentiable
+) -> int|Tensor:  # Multiply-adds, shaped like n
     "Multiply-adds of one block on n tokens: each weight once per row, attention twice per pair of rows"
-    weights = sum(m.weight.numel() for m in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2))
-    return n * weights + 2 * n * n * block.attn.attn_dim
+    return n * (block.attention_weights + block.mlp_weights) + 2 * n * n * block.num_heads * block.head_dim
+
 
 def class_row_macs(
-    block:Block, # a timm block
-    n:int|Tensor, # tokens that take part, any shape
-) -> int|Tensor: # multiply-adds, shaped like n
+    block:BackboneBlock, # Block of a backbone
+    n:int|Tensor, # Tokens that take part, any shape
+) -> int|Tensor:  # Multiply-adds, shaped like n
     "Multiply-adds of the class token's row of attention, which scoring computes apart from the fused kernel"
-    return n * block.attn.attn_dim
+    return n * block.num_heads * block.head_dim
 
 # %% ../../nbs/models/01_cost.ipynb #e6a8484e
 def mlp_macs(
-    block:Block, # a timm block
-    n:int|Tensor, # rows, any shape, differentiable
-) -> int|Tensor: # multiply-adds, shaped like n
+    block:BackboneBlock, # Block of a backbone
+    n:int|Tensor, # Rows, any shape, differentiable
+) -> int|Tensor:  # Multiply-adds, shaped like n
     "The part of a block's multiply-adds that its MLP has, for methods that drop rows between attention and MLP"
-    return n * (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel())
+    return n * block.mlp_weights
+
 
 def match_macs(
-    n:int|Tensor, # rows on one side, any shape
-    m:int|Tensor, # rows on the other
-    width:int,    # of what they are compared by
-) -> int|Tensor: # multiply-adds
+    n:int|Tensor, # Rows on one side, any shape
+    m:int|Tensor, # Rows on the other side
+    width:int,    # Width of what they are compared by
+) -> int|Tensor:  # Multiply-adds
     "Multiply-adds of comparing each of n rows with each of m"
     return n * m * width
 
 # %% ../../nbs/models/01_cost.ipynb #7472c724
 def stem_macs(
-    vit:VisionTransformer, # the backbone
-    patches:int,           # patches of the image
-) -> int:                  # multiply-adds
+    vit:nn.Module, # Timm model
+    patches:int,   # Patches of the image
+) -> int:          # Multiply-adds
     "Multiply-adds of the patch embedding"
-    return patches * vit.patch_embed.proj.weight.numel()
+    return backbone_of(vit).stem_macs(patches)
+
 
 def head_macs(
-    vit:VisionTransformer, # the backbone
-) -> int:                  # multiply-adds
+    vit:nn.Module, # Timm model
+) -> int:          # Multiply-adds
     "Multiply-adds of the classifier, both of them in a distilled model"
-    heads = (getattr(vit, name, None) for name in ('head', 'head_dist'))
-    return sum(m.weight.numel() for m in heads if isinstance(m, nn.Linear))
+    return backbone_of(vit).head_macs()
 
 # %% ../../nbs/models/01_cost.ipynb #4f1b4566
 def macs(
-    vit:VisionTransformer, # the backbone
-    counts:Tensor|None=None, # tokens that entered each block [..., L]; None: all tokens in every block
-    patches:int|None=None,   # patches of one image; None: as the backbone was created
-) -> int|Tensor:             # multiply-adds of one image, shape [...]
+    vit:nn.Module,           # Timm model
+    counts:Tensor|None=None, # Tokens that entered each block [..., L]; None: all tokens in every block
+    patches:int|None=None,   # Patches of one image; None: as the model was created
+) -> int|Tensor:             # Multiply-adds of one image, shape [...]
     "Multiply-adds of one image: patch embedding, blocks on the tokens they saw, classifier"
-    patches = patches or vit.patch_embed.num_patches
-    n = [patches + vit.num_prefix_tokens] * len(vit.blocks) if counts is None else counts.unbind(-1)
-    return stem_macs(vit, patches) + sum(map(block_macs, vit.blocks, n)) + head_macs(vit)
+    backbone = backbone_of(vit)
+    patches, L = patches or backbone.num_patches, len(backbone.blocks)
+    n = [patches + backbone.num_prefix_tokens] * L if counts is None else counts.unbind(-1)
+    return backbone.stem_macs(patches) + sum(map(block_macs, backbone.blocks, n)) + backbone.head_macs()

@@ -6,13 +6,16 @@
 __all__ = ['Trace', 'Gates', 'no_record', 'Recorder']
 
 # %% ../../nbs/models/02_trace.ipynb #6dcf832f
-import torch
 from dataclasses import dataclass
 from functools import cached_property
+
+import torch
 from torch import Tensor
 
 # %% ../../nbs/models/02_trace.ipynb #25f3b856
+from ..backbones.backbone import backbone_of
 from .cost import macs
+from ..patching import method_of
 
 # %% ../../nbs/models/02_trace.ipynb #024a55ef
 @dataclass
@@ -25,13 +28,27 @@ class Trace:
     macs: Tensor       # [B] multiply-adds of each image, everything counted; carries gradients in training
     gates: list|None = None # of each block, where a method has gates: `Gates`, with gradients in training
     final: tuple|None = None # in training, for methods with a `token_weight`: normed tokens [B, N, D], and who is left [B, N]
+    dense: float = float('nan') # multiply-adds of the dense model for such an image
+
+    @property
+    def share(self):
+        "Multiply-adds of each image as a share of the dense model's [B]"
+        return self.macs / self.dense
 
     @cached_property
-    def depth(self): return self.active.sum(1)  # [B, N] blocks each token took part in
+    def depth(self):
+        "Blocks that each token took part in [B, N]"
+        return self.active.sum(1)
+
     @cached_property
-    def counts(self): return self.active.sum(2)  # [B, L] tokens that entered each block
+    def counts(self):
+        "Tokens that entered each block [B, L]"
+        return self.active.sum(2)
+
     @cached_property
-    def cumulative(self): return torch.where(self.active, self.score.nan_to_num().cumsum(1), float('nan'))  # [B, L, N] summed score
+    def cumulative(self):
+        "Sum of the scores of each token up to each block [B, L, N], nan where it did not take part"
+        return torch.where(self.active, self.score.nan_to_num().cumsum(1), float('nan'))
 
     def __repr__(self):
         B, L, N = self.active.shape
@@ -42,31 +59,46 @@ class Trace:
 @dataclass
 class Gates:
     "What was decided about one block: bool, or 0 and 1 with gradients in training"
-    rows: Tensor      # who takes part, in the shape of the table's rows
-    heads: Tensor     # [B, H]
-    sublayers: Tensor # [B, 2] attention, MLP
+    rows: Tensor      # Rows that take part, in the shape of the table's rows
+    heads: Tensor     # Heads that run [B, H]
+    sublayers: Tensor # Whether attention and MLP run [B, 2]
 
-def no_record(t, score=None, gates=None): "Recorder for a run without a trace"
+
+def no_record(
+    t,          # Table that enters a block
+    score=None, # Score of each row
+    gates=None, # `Gates` of the block
+):
+    "Recorder for a run without a trace"
+
 
 class Recorder:
     "Collects tables and scores block by block; call it with the table that enters a block"
     def __init__(self): self.active, self.score, self.counts, self.gates = [], [], [], []
 
     def __call__(self, t, score=None, gates=None):
-        on = None if gates is None else t.to_full_grid(gates.rows.float(), 0.)  # [B, N]
-        self.active.append(t.active if on is None else (on > .5) & gates.sublayers.bool().any(1, keepdim=True))
-        self.counts.append(t.counts() if on is None else on.sum(1))
-        if gates is not None: self.gates.append(gates)
+        if gates is None:
+            self.active.append(t.active)
+            self.counts.append(t.counts())
+        else:
+            on = t.to_full_grid(gates.rows.float(), 0.)  # [B, N]
+            self.active.append((on > .5) & gates.sublayers.bool().any(1, keepdim=True))
+            self.counts.append(on.sum(1))
+            self.gates.append(gates)
         nan = torch.full((t.B, t.N), float('nan'), device=t.x.device)
         self.score.append(nan if score is None else t.to_full_grid(score.float(), float('nan')))
 
-    def trace(self, vit, method, patches):
-        active, score, counts = (torch.stack(z, 1) for z in (self.active, self.score, self.counts))  # counts: [B, L]
-        if not self.gates:
-            ran = active.any(2)[..., None]  # [B, L, 1]
-            heads, sublayers = ran.expand(-1, -1, vit.blocks[0].attn.num_heads), ran.expand(-1, -1, 2)
-            return Trace(active, score, heads, sublayers, method.macs(vit, counts, patches))
-        heads, sublayers = (torch.stack([getattr(g, kind).float() for g in self.gates], 1) for kind in ('heads', 'sublayers'))
-        spent = method.macs(vit, counts, patches, heads, sublayers)
-        ran = sublayers.bool()
-        return Trace(active, score, heads.bool() & ran[..., :1], ran, spent, self.gates)
+# %% ../../nbs/models/02_trace.ipynb #712a0006
+@method_of(Recorder)
+def trace(self, vit, method, patches):
+    "The `Trace` of a finished run of a method on images of so many patches"
+    active, score, counts = (torch.stack(z, 1) for z in (self.active, self.score, self.counts))  # counts: [B, L]
+    dense = macs(vit, None, patches)
+    if not self.gates:
+        ran = active.any(2)[..., None]  # [B, L, 1]
+        heads, sublayers = ran.expand(-1, -1, backbone_of(vit).num_heads), ran.expand(-1, -1, 2)
+        return Trace(active, score, heads, sublayers, method.macs(vit, counts, patches), dense=dense)
+    heads, sublayers = (torch.stack([getattr(g, kind).float() for g in self.gates], 1) for kind in ('heads', 'sublayers'))
+    spent = method.macs(vit, counts, patches, heads, sublayers)
+    ran = sublayers.bool()
+    return Trace(active, score, heads.bool() & ran[..., :1], ran, spent, self.gates, dense=dense)

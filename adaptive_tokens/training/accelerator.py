@@ -36,7 +36,9 @@ def accelerator_on(
     "Raise ValueError for a precision that this device cannot train in"
     mixed = dict(float32='no', bfloat16='bf16', float16='fp16')[dtype]
     if device.type == 'cpu' and dtype == 'float16':
-        raise ValueError("float16 gradients underflow without a GPU's scaler: train with bfloat16 or float32 on the CPU")
+        raise ValueError("float16 gradients underflow without a GPU's scaler: "
+                         'train with bfloat16 or float32 on the CPU')
     # Accelerate keeps its state for the life of a process; the next run of a notebook may want another device.
     if os.environ.get('WORLD_SIZE', '1') == '1': AcceleratorState._reset_state(True)
-    return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed, log_with=list(trackers) or None, project_dir=out)
+    on_cpu, log_with = device.type == 'cpu', list(trackers) or None
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=log_with, project_dir=out)

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCardData
 
 from ..measure.provenance import hardware
 from ..models.files import write_text
-from ..models.model import AdaptiveViT
+from ..models.model import is_adaptive
 from .resume import best_epoch
 from .run import Run
 from .signature import describe_data
@@ -20,7 +20,7 @@ def compared_rows(
     rows = {}
     if run.val is None: return rows
     if run.teacher is not None: rows['teacher, dense'] = run.judge(run.teacher)
-    if isinstance(run.model, AdaptiveViT): rows['this model, every token'] = run.judge(run.result.vit)
+    if is_adaptive(run.model): rows['this model, every token'] = run.judge(run.result.vit)
     return rows | {'this model': run.judge(run.result)}
 
 

@@ -1,4 +1,4 @@
-"""What must be true before the first step: batches, labels, recipe and model that belong together, a folder to write to."""
+"""What must be true before the first step: batches, labels, recipe and model that fit, a folder to write to."""
 import tempfile
 from collections.abc import Iterable
 from itertools import islice
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbones.timm_vit import check_images
+from ..backbones.backbone import check_images
 
 __all__ = ['check_targets', 'peek_batches']
 
@@ -30,7 +30,7 @@ def check_targets(
 
 def peek_batches(
     loader:Iterable,  # Batches (images, targets)
-    vit:nn.Module,    # Backbone that will take them
+    model:nn.Module,  # Model that will take them
     name:str,         # Name of the loader, for the message
     count:int=4,      # Number of batches to look at
     soft:bool=True,   # Whether soft targets will do
@@ -43,10 +43,10 @@ def peek_batches(
         batches.append(tuple(batch[:2]))
     if not batches: raise ValueError(f'{name} has no batch: check its data set, batch size and drop_last')
     for images, targets in batches:
-        check_images(vit, images)
-        check_targets(targets, vit.num_classes, soft)
+        check_images(model, images)
+        check_targets(targets, model.num_classes, soft)
     known = getattr(getattr(loader, 'dataset', None), 'targets', None)  # torchvision's name for all labels of a set
-    if known is not None: check_targets(torch.as_tensor(known), vit.num_classes)
+    if known is not None: check_targets(torch.as_tensor(known), model.num_classes)
     return batches
 
 
@@ -79,8 +79,8 @@ def check_fit(
     "Raise ValueError for a recipe that was made for another method, budget or option"
     method = getattr(model, 'method', None)
     if not recipe.method and (method is None or not budget_given): return
-    if recipe.method and (method is None or method.name != recipe.method):
-        kind = 'is dense' if method is None else f'runs {method.name!r}'
+    if recipe.method and (method is None or recipe.method not in (method.name, method.full_name)):
+        kind = 'is dense' if method is None else f'runs {method.full_name!r}'
         raise ValueError(f'the recipe is for {recipe.method!r} and the model {kind}: '
                          f'adapt(vit, {recipe.method!r}) makes one that fits')
     if method.budget != recipe.budget:

@@ -6,16 +6,15 @@
 __all__ = ['judge_batch', 'judge', 'evaluate']
 
 # %% ../../nbs/training/03_evaluate.ipynb #5146bbe8
-import math
 import torch
 from collections.abc import Callable, Iterable
 from torch import nn, Tensor
 
 # %% ../../nbs/training/03_evaluate.ipynb #da3a15f5
-from ..backbones.timm_vit import check_images
+from ..backbones.backbone import backbone_of
 from ..devices import resolve_device, resolve_dtype
 from ..models.cost import macs
-from ..models.model import AdaptiveViT
+from ..models.model import is_adaptive
 from .checks import check_targets
 from .progress import progress_bar
 
@@ -26,17 +25,17 @@ def judge_batch(
     labels:Tensor,   # Class numbers [B]
 ) -> Tensor:         # [B, 3]: 1 where the answer is right, multiply-adds, the same as a share of the dense model's
     "What each image of a batch came to; raises ValueError for images or labels that do not fit the model"
-    vit = getattr(model, 'vit', model)
-    check_targets(labels, vit.num_classes, soft=False)
-    check_images(vit, images)
-    dense = macs(vit, None, math.prod(vit.patch_embed.dynamic_feat_size(images.shape[-2:])))
-    if isinstance(model, AdaptiveViT):
+    backbone = backbone_of(model)
+    check_targets(labels, backbone.num_classes, soft=False)
+    backbone.check_images(images)
+    if is_adaptive(model):
         logits, trace = model(images, return_trace=True)
-        spent = trace.macs
+        spent, share = trace.macs, trace.share
     else:
-        logits = model(images)
-        spent = torch.full((len(images),), float(dense), device=images.device)
-    return torch.stack([(logits.argmax(1) == labels).float(), spent, spent / dense], 1)
+        logits, (rows, columns) = model(images), backbone.patch_grid(images.shape[-2:])
+        share = torch.ones(len(images), device=images.device)
+        spent = share * macs(model, None, rows * columns)
+    return torch.stack([(logits.argmax(1) == labels).float(), spent, share], 1)
 
 # %% ../../nbs/training/03_evaluate.ipynb #8900485c
 @torch.no_grad()

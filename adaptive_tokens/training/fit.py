@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import nn
 
 # %% ../../nbs/training/09_fit.ipynb #0e2b8613
-from ..backbones.timm_vit import check_backbone, compile_parts
+from ..backbones.backbone import check_backbone, timm_model
+from ..backbones.compile import compile_parts
 from ..devices import check_compiler, resolve_device, resolve_dtype
 from .accelerator import accelerator_on, check_trackers
 from .card import write_cards
@@ -68,7 +69,7 @@ def train_all(
 
 # %% ../../nbs/training/09_fit.ipynb #28f9ba1a
 def fit(
-    model:nn.Module,       # timm ViT or AdaptiveViT; trained in place, left in evaluation mode on the device
+    model:nn.Module,       # AdaptiveViT or timm ViT; trained in place, left in evaluation mode on the device
     train_loader:Iterable, # Batches (images, targets); targets are class numbers, or soft as from mixup
     val_loader:Iterable|None=None, # Batches (images, class numbers), judged after every epoch
     recipe:str|os.PathLike|Recipe|None=None, # Name of a recipe, yaml file or numbers; None: the defaults of `Recipe`
@@ -86,7 +87,7 @@ def fit(
 ) -> list[dict]:           # The log, a dict per epoch
     "Train a model; ValueError before the first step for what cannot work, and at a step whose loss is not finite"
     recipe = load_recipe(recipe, **changes)
-    check_backbone(getattr(model, 'vit', model))
+    check_backbone(timm_model(model))
     check_fit(recipe, model, 'budget' in changes)
     resolve_dtype(dtype)
     out = None if out is None else Path(out)

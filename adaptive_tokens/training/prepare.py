@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 
-from ..backbones.timm_vit import check_images
+from ..backbones.backbone import FAMILIES, check_images, timm_model
+from ..models.model import is_adaptive
 from .checks import check_length, check_out, peek_batches
 from .losses import frozen
 from .recipe import Recipe, make_mixup, make_optimizer, make_scheduler
@@ -29,27 +29,27 @@ def found_state(
         if resume: raise ValueError('resume=True needs out=, the folder of the run to go on with')
         return None
     if not resume and states(out):
-        raise ValueError(f'{out} holds a run already: go on with it (resume=True), give another out, or remove the folder')
+        raise ValueError(f'{out} holds a run already: go on with it (resume=True), give another out, '
+                         'or remove the folder')
     remove_leftovers(out)
     return newest_state(out) if resume else None
 
 
 def ready_teacher(
     teacher:nn.Module|None, # Any classifier of the same classes
-    vit:nn.Module,          # Backbone that will learn from it
+    model:nn.Module,        # Model that will learn from it
     images:Tensor,          # One batch, to try it on
     device:torch.device,    # Device of the run
 ) -> nn.Module|None:        # Frozen copy on the device
     "Raise ValueError for a teacher that the model cannot learn from"
     if teacher is None: return None
-    inner = getattr(teacher, 'vit', teacher)
-    if isinstance(inner, VisionTransformer):
-        try: check_images(inner, images)
+    if type(timm_model(teacher)) in FAMILIES:
+        try: check_images(teacher, images)
         except ValueError as e: raise ValueError(f'the teacher cannot take the images: {e}') from None
     teacher = frozen(teacher).to(device)
     with torch.no_grad(): classes = teacher(images[:1].to(device)).shape[-1]
-    if classes != vit.num_classes:
-        raise ValueError(f'the teacher has {classes} classes and the model {vit.num_classes}: they must be the same')
+    if classes != model.num_classes:
+        raise ValueError(f'the teacher has {classes} classes and the model {model.num_classes}: they must be the same')
     return teacher
 
 
@@ -71,9 +71,9 @@ def start_from_data(
     device:torch.device, # Device of the model
 ):
     "Let a method set from data what should not start blind, such as thresholds"
-    if not hasattr(model, 'method'): return
+    if not is_adaptive(model): return
     images = [batch.to(device) for batch, _ in opening]
-    with torch.no_grad(): model.eval().method.start(model.vit, images)
+    with torch.no_grad(): model.eval().method.init_from_data(model.vit, images)
 
 
 def build_run(
@@ -85,8 +85,7 @@ def build_run(
     **rest,           # Further fields of `Run`: teacher, out, every, identity, progress
 ) -> Run:             # Run at step 0
     "Seeds, then optimiser, schedule and everything that Accelerate prepares"
-    vit, method = getattr(model, 'vit', model), getattr(model, 'method', None)
-    mix = make_mixup(recipe, vit.num_classes, getattr(method, 'name', ''))
+    mix = make_mixup(recipe, model.num_classes, model.method.name if is_adaptive(model) else '')
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
     reseed(loaders, seed, accelerator.process_index)
     call, optimizer, train, val = accelerator.prepare(model, make_optimizer(model, recipe), *loaders)
@@ -101,11 +100,11 @@ def checked_parts(
     device:torch.device,    # Device of the run
 ) -> tuple:          # First batches for training; frozen teacher or None
     "What the loaders and the teacher give, refused where it does not fit the model"
-    vit, (train_loader, val_loader) = getattr(model, 'vit', model), loaders
-    opening = peek_batches(train_loader, vit, 'train_loader')
+    train_loader, val_loader = loaders
+    opening = peek_batches(train_loader, model, 'train_loader')
     check_length(train_loader)
-    if val_loader is not None: peek_batches(val_loader, vit, 'val_loader', 1, soft=False)
-    return opening, ready_teacher(teacher, vit, opening[0][0], device)
+    if val_loader is not None: peek_batches(val_loader, model, 'val_loader', 1, soft=False)
+    return opening, ready_teacher(teacher, model, opening[0][0], device)
 
 
 def prepare_run(

@@ -45,8 +45,8 @@ def tensors_and_facts(run, everyones):
     tensors = dict(model=run.model.state_dict(), optimizer=memory, chance={str(r): c for r, c in enumerate(everyones)})
     if run.ema is not None: tensors['ema'] = run.ema.module.state_dict()
     numbers = {i: {k: v for k, v in state.items() if not isinstance(v, Tensor)} for i, state in memory.items()}
-    moving = {name: getattr(method, name) for name in getattr(method, 'moving', ())}
-    facts = dict(identity=run.identity, done=run.done, rows=run.rows, numbers=numbers, moving=moving,
+    changing = {name: getattr(method, name) for name in getattr(method, 'resume_attributes', ())}
+    facts = dict(identity=run.identity, done=run.done, rows=run.rows, numbers=numbers, moving=changing,
                  meters={name: [m.sum, m.count] for name, m in run.meters.items()},
                  scaler=run.accelerator.scaler and run.accelerator.scaler.state_dict())
     return tensors, facts
@@ -62,8 +62,9 @@ def told_of_full_disk(
         if not isinstance(e, OSError) and 'No space left' not in str(e): raise
         found = states(run.out)
         whole = f'its state after step {int(found[-1].name)} is whole' if found else 'it has no state yet'
-        raise ValueError(f'cannot write to {run.out} ({getattr(e, "strerror", None) or e}): the run has stopped at step '
-                         f'{run.steps}, {whole}. Make room, then go on with resume=True') from e
+        reason = getattr(e, 'strerror', None) or e
+        raise ValueError(f'cannot write to {run.out} ({reason}): the run has stopped at step {run.steps}, {whole}. '
+                         'Make room, then go on with resume=True') from e
 
 # %% ../../nbs/training/07_resume.ipynb #40c047a3
 def keep_state(
@@ -117,7 +118,7 @@ def restore(
     drawn = tensors['chance'][str(run.accelerator.process_index)]
     run.steps, run.done, run.rows = facts['step'], facts['done'], facts['rows']
     run.opening, run.reading, run.now = drawn.get('opening'), drawn.get('reading'), drawn['now']
-    if hasattr(run.train, 'iteration'): run.train.iteration = len(run.rows)  # Accelerate tells data sets and samplers the epoch
+    if hasattr(run.train, 'iteration'): run.train.iteration = len(run.rows)  # the epoch that data sets are told
     for name, (total, count) in facts['meters'].items():
         meter = run.meters[name]
         meter.sum, meter.count, meter.avg = total, count, total / count

@@ -52,7 +52,8 @@ def check_recipe(
     if recipe.method and recipe.method not in known_methods():
         raise unknown_name('method', recipe.method, known_methods())
     if isinstance(recipe.budget, (bool, str)):
-        raise ValueError(f'budget is {recipe.budget!r}; it must be a number, the share of the dense multiply-adds to spend')
+        raise ValueError(f'budget is {recipe.budget!r}; it must be a number, '
+                         'the share of the dense multiply-adds to spend')
     check_budget(recipe.budget)
     if not isinstance(recipe.options, Mapping):
         raise ValueError(f"options is {recipe.options!r}; it must be a mapping, as in 'options: {{T: 10}}'")

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from timm.utils import AverageMeter, ModelEmaV3
 from torch import nn
 
+from ..backbones.backbone import timm_model
 from .evaluate import judge, summarise
 from .recipe import Recipe
 from .stall import StallMonitor
@@ -18,11 +19,11 @@ __all__ = ['Run']
 
 @dataclass
 class Run:
-    "What the steps of one training run share; the fields from `steps` on change with every step, and a state holds them"
+    "What the steps of one training run share; a state holds the fields from `steps` on, which change with every step"
     recipe:Recipe           # Numbers of the run
     accelerator:Accelerator # Devices, precision and processes
     model:nn.Module         # Model as the caller knows it
-    call:nn.Module          # The same model as Accelerate has prepared it; on several GPUs a wrapper that averages gradients
+    call:nn.Module          # The same model as Accelerate has prepared it, on several GPUs in a wrapper
     optimizer:torch.optim.Optimizer # timm's, prepared
     scheduler:object        # timm's schedule of the learning rate
     train:Iterable          # Training loader, prepared
@@ -47,7 +48,7 @@ class Run:
     @property
     def vit(self):
         "The timm model"
-        return getattr(self.model, 'vit', self.model)
+        return timm_model(self.model)
 
     @property
     def budget(self):
@@ -66,7 +67,7 @@ class Run:
 
     @property
     def group(self):
-        "Number of batches whose gradients are added to that of the next one, itself included; whether it is the last of them"
+        "Number of batches whose gradients are added up with that of the next one; whether it is the last of them"
         size, left = self.recipe.accumulate, len(self.train) - self.done
         first = self.done // size * size
         return min(size, len(self.train) - first), left == 1 or (self.done + 1) % size == 0

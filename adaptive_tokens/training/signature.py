@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import Subset
 
-from ..models.checkpoint import check_rebuilds
-from ..models.model import AdaptiveViT, timm_arguments
+from ..models.checkpoint import check_rebuilds, timm_arguments
+from ..models.model import is_adaptive
 from .recipe import Recipe
 
 __all__ = ['describe_data']
@@ -38,7 +38,7 @@ def run_signature(
     **more,          # What else must be the same
 ) -> dict:           # The signature, as json would give it back
     "Recipe, backbone, method and whatever else must agree; raises ValueError for a model that could not be saved"
-    if isinstance(model, AdaptiveViT): config = model.config()
+    if is_adaptive(model): config = model.config()
     else:
         check_rebuilds(model)
         config = dict(backbone=timm_arguments(model), method='dense')

@@ -35,17 +35,17 @@ class StallMonitor:
             self.silent[name] = 0 if size else self.silent[name] + 1
             if self.silent[name] == self.patience:
                 self._say(name, f'{name} of {method.name} has had exactly zero gradient for {self.patience} steps '
-                                f'(step {step}): it cannot learn. Set it from data again (calibrate), or raise the '
-                                'weight of the penalty')
+                                f'(step {step}): it cannot learn. Set it from data again (calibrate), '
+                                'or raise the weight of the penalty')
 
     def _watch_cost(self, budget, share, step):
         self.shares.append(share)
         mean = sum(self.shares) / len(self.shares)
         still = len(self.shares) == self.patience and max(self.shares) - min(self.shares) < .002
         if still and abs(mean - budget) > .05:
-            self._say('budget', f'the cost has stood at {mean:.3f} of the dense multiply-adds for {self.patience} steps '
-                                f'(step {step}), and the budget is {budget}: raise the weight of the penalty or lr, or '
-                                'calibrate before training')
+            self._say('budget', f'the cost has stood at {mean:.3f} of the dense multiply-adds for {self.patience} '
+                                f'steps (step {step}), and the budget is {budget}: raise the weight of the penalty '
+                                'or lr, or calibrate before training')
 
     def _say(self, what, text):
         if what not in self.said: warnings.warn(text, stacklevel=3)

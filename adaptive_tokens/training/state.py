@@ -148,7 +148,8 @@ def read_state(
         if digest(where/'state.safetensors') != facts['sha256']:
             raise ValueError('state.safetensors does not have its checksum')
         return nested(load_file(where/'state.safetensors')), facts
-    except (OSError, ValueError, KeyError, SafetensorError) as e: raise ValueError(f'{where} is damaged ({e})') from None
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise ValueError(f'{where} is damaged ({e})') from None
 
 def newest_state(
     folder:Path, # Folder of a run
@@ -159,7 +160,8 @@ def newest_state(
         try: return read_state(where)
         except ValueError as e: warnings.warn(f'{e}: the state before it is used', stacklevel=2)
     if found:
-        raise ValueError(f'none of the {len(found)} states in {folder} can be read: remove {STATES}/ there and start anew')
+        raise ValueError(f'none of the {len(found)} states in {folder} can be read: '
+                         f'remove {STATES}/ there and start anew')
 
 # %% ../../nbs/training/05_state.ipynb #66879b67
 def remove_leftovers(

@@ -14,9 +14,8 @@ from timm.utils import accuracy
 from torch import nn, Tensor
 
 # %% ../../nbs/training/06_step.ipynb #ad24818f
-from ..backbones.timm_vit import check_images
+from ..backbones.backbone import check_images
 from ..devices import mean_over_ranks
-from ..models.cost import macs
 from ..models.trace import Trace
 from .checks import check_targets
 from .losses import loss_terms, teacher_outputs
@@ -31,8 +30,9 @@ def check_finite(
     "Raise ValueError naming step and term if one is NaN or infinite"
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise ValueError(f'{bad[-1]} is {values[bad[-1]]} in step {run.steps + 1} (learning rate {run.lr:.3g}): lower lr, '
-                         'lengthen warmup or lower clip. Training has stopped; nothing of this step was saved')
+        raise ValueError(f'{bad[-1]} is {values[bad[-1]]} in step {run.steps + 1} (learning rate {run.lr:.3g}): '
+                         'lower lr, lengthen warmup or lower clip. '
+                         'Training has stopped; nothing of this step was saved')
 
 # %% ../../nbs/training/06_step.ipynb #7d64e80b
 def mixed(
@@ -66,13 +66,10 @@ def predictions(
     return loss_terms(run.model, images, targets, opinion, run.call, tokens)
 
 def mean_share(
-    vit:nn.Module,    # Backbone
     trace:Trace|None, # Trace of a batch; None for a dense model
 ) -> float:           # Mean multiply-adds as a share of the dense model's, over all processes
     "What a batch cost"
-    if trace is None: return 1.
-    dense = macs(vit, None, trace.active.shape[2] - vit.num_prefix_tokens)
-    return mean_over_ranks(trace.macs.detach().mean()).item() / dense
+    return 1. if trace is None else mean_over_ranks(trace.macs.detach().mean()).item() / trace.dense
 
 # %% ../../nbs/training/06_step.ipynb #c3d5a974
 def update(
@@ -84,7 +81,7 @@ def update(
     norms = {}
     norm = run.accelerator.clip_grad_norm_(run.vit.parameters(), run.recipe.clip or math.inf)
     learning = [p for p in getattr(run.model, 'method', nn.Module()).parameters() if p.grad is not None]
-    if learning: norms["the norm of the method's gradient"] = nn.utils.clip_grad_norm_(learning, math.inf)  # clips nothing
+    if learning: norms["the norm of the method's gradient"] = nn.utils.clip_grad_norm_(learning, math.inf)  # as it is
     norms['the norm of the gradient'] = norm
     if run.accelerator.scaler is None: check_finite({name: value.item() for name, value in norms.items()}, run)
     if trace is not None: run.model.method.after_backward(trace, run.vit)
@@ -102,7 +99,7 @@ def train_step(
     targets:Tensor, # Class numbers [B], or soft targets [B, classes]
 ) -> dict:          # Loss terms by name, train_top1 in percent, train_macs_share
     "Forward and backward of one batch, and an update where it is due; raises ValueError for what cannot be trained on"
-    check_images(run.vit, images)
+    check_images(run.model, images)
     check_targets(targets, run.vit.num_classes)
     if targets.ndim == 1: targets = targets.long()
     images, targets = mixed(run, images.to(run.accelerator.device), targets.to(run.accelerator.device))
@@ -112,7 +109,7 @@ def train_step(
         values = dict(zip(terms, torch.stack([v.detach().float() for v in terms.values()]).tolist()))
         check_finite({f'loss term {name!r}': value for name, value in values.items()}, run)
         run.accelerator.backward(terms['loss'] / together)
-    share = mean_share(run.vit, trace)
+    share = mean_share(trace)
     run.done += 1
     if due: update(run, trace, share)
     labels = targets if targets.ndim == 1 else targets.argmax(1)

@@ -14,7 +14,8 @@ from adaptive_tokens.cli import adapting
 from adaptive_tokens.images.digits import digits_vit
 from adaptive_tokens.measure import benchmark as benchmark_module
 from adaptive_tokens.measure import timing
-from adaptive_tokens.measure.result import Benchmark, three_digits
+from adaptive_tokens.measure.result import Benchmark
+from adaptive_tokens.measure.table import three_digits
 from adaptive_tokens.models.checkpoint import save_dense
 
 

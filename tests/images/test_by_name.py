@@ -3,10 +3,9 @@ import tarfile
 
 import pytest
 import torch
-from command_line import photos  # noqa: F401
 
-from adaptive_tokens.images.by_name import (check_reading, class_folders, classes_in, find_images, gather, make_backbone,
-                                            with_fitting_labels)
+from adaptive_tokens.images.by_name import (check_reading, class_folders, classes_in, find_images, gather,
+                                            make_backbone, with_fitting_labels)
 from adaptive_tokens.images.digits import digits_vit
 
 
@@ -15,8 +14,8 @@ def vit(): return digits_vit(img_size=32, embed_dim=32, depth=2).eval()
 
 
 def test_images_to_calibrate_on_are_not_those_measured(vit, photos):
-    root = str(photos/'train')
-    measured, others = (find_images(root, vit, 'validation', n, skip=skip).dataset.indices for n, skip in ((5, 0), (9, 5)))
+    def drawn(n, skip): return find_images(str(photos/'train'), vit, 'validation', n, skip=skip).dataset.indices
+    measured, others = drawn(5, 0), drawn(9, 5)
     assert sorted(measured + others) == list(range(8)) and len(measured) == 5
 
 
