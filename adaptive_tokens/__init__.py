@@ -6,10 +6,11 @@ __version__ = "0.1.0"
 # The face of the package: each public name is imported when it is first used.
 _HOMES = {
     'models.model': 'AdaptiveViT adapt calibrate create_model',
+    'models.checkpoint': 'shipped',
     'models.method': 'Method',
     'models.trace': 'Trace',
     'models.cost': 'macs',
-    'backbones.timm_vit': 'compile_parts',
+    'backbones.compile': 'compile_parts',
     'tokens.masked': 'MaskedTokens',
     'tokens.packed': 'PackedTokens',
     'tokens.native': 'compile_loops',

@@ -60,24 +60,19 @@ nb_code_prompt_show, nb_code_prompt_hide = 'Show imports', 'Hide imports'  # not
 ROOMS = dict(tokens='Tokens', backbones='Backbones', models='Models', methods='Methods', images='Images', look='Look',
              measure='Measure', training='Train', cli='Command line', tutorials='Tutorials')
 FIRST = dict(tutorials=['which_one', 'real_images', 'baselines', 'speed'])
-REFERENCE = '''```{toctree}
-:hidden:
-:caption: Reference
-../docs/api
-../CONTRIBUTING
-../CHANGELOG
-```'''
+REFERENCE = ['docs/api', 'docs/glossary', 'CONTRIBUTING', 'CHANGELOG']
 
 
 def contents(folder):
     "The table of contents at the end of the first page: the rooms that there are, then the reference."
-    parts = []
+    groups = {}
     for room, caption in ROOMS.items():
         there = sorted(page.stem for page in (folder/room).glob('*.ipynb'))
         names = [*(name for name in FIRST.get(room, []) if name in there), *there]
-        pages = [f'{room}/{name}' for name in dict.fromkeys(names)]
-        if pages: parts.append('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *pages, '```']))
-    return '\n'.join([*parts, REFERENCE])
+        groups[caption] = [f'{room}/{name}' for name in dict.fromkeys(names)]
+    groups['Reference'] = [f'../{name}' for name in REFERENCE if (folder.parent/f'{name}.md').exists()]
+    return '\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n' + '\n'.join(pages) + '\n```'
+                     for caption, pages in groups.items() if pages)
 
 
 def steers(text):

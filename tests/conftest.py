@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from adaptive_tokens.backbones import timm_vit as blocks
+from adaptive_tokens.backbones.compile import compiled_part
 from adaptive_tokens.devices import check_compiler
 
 pytest_plugins = ['command_line']
@@ -25,12 +25,6 @@ def lacking_hub():
     if not isinstance(huggingface_hub.try_to_load_from_cache(WEIGHTS, 'model.safetensors'), str):
         return f'no {WEIGHTS} in the hub cache {huggingface_hub.constants.HF_HUB_CACHE} (HF_HOME names another)'
     return ''
-
-
-def lacking_fork():
-    "Why a process that has trained cannot be forked; empty if it can."
-    if not hasattr(os, 'fork'): return 'no fork on this system'
-    return 'autograd cannot be forked beside a GPU' if torch.cuda.is_available() or torch.backends.mps.is_available() else ''
 
 
 def chromium():
@@ -49,9 +43,9 @@ def traced(monkeypatch):
     "torch.compile without a compiler: programs are traced, counted and differentiated, and run operator by operator."
     compiler = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **options: compiler(f, **{**options, 'backend': 'aot_eager'}))
-    for empty in (torch._dynamo.reset, counters.clear, blocks._compiled.cache_clear): empty()
+    for empty in (torch._dynamo.reset, counters.clear, compiled_part.cache_clear): empty()
     yield
-    blocks._compiled.cache_clear()
+    compiled_part.cache_clear()
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,6 @@
 "Models of two or three blocks, a few dozen images, and runs of seconds; what is drawn at random is seeded."
+import os
+
 import pytest
 import timm
 import torch
@@ -51,3 +53,10 @@ def load(kind, folder): return load_dense(folder) if kind == 'dense' else Adapti
 
 quick = dict(device='cpu', progress=False)
 both = pytest.mark.parametrize('kind', ['dense', 'as-vit'])
+
+
+def lacking_fork():
+    "Why a process that has trained cannot be forked; empty if it can."
+    if not hasattr(os, 'fork'): return 'no fork on this system'
+    beside_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return 'autograd cannot be forked beside a GPU' if beside_gpu else ''

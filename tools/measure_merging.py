@@ -4,8 +4,8 @@
     python tools/measure_merging.py --images FOLDER --methods tome as-vit:merge --gmacs 0.85 --out runs/merging.json
 
 FOLDER holds imagenet_val_1300.tar (evaluated), imagenet_sample_1000.tar (sets the thresholds) and imagenet_wnids.txt.
-Writes merging.json, which nbs/tutorials/baselines.ipynb shows. Each row is written when it is finished, and a second call
-continues where the first was stopped; delete the file to begin anew.
+Writes merging.json, which nbs/tutorials/baselines.ipynb shows. Each row is written when it is finished, and a second
+call continues where the first was stopped; delete the file to begin anew.
 """
 import argparse
 import json

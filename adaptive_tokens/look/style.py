@@ -13,7 +13,8 @@ from .labels import name_point
 from ..models.method import known_methods
 
 # %% ../../nbs/look/01_style.ipynb #b5e07c92
-DENSE, OTHER_METHOD = ('#000000', 'o'), ('#666666', 'P')  # colour and marker of the dense model, and of any other method
+DENSE = '#000000', 'o'         # colour and marker of the dense model
+OTHER_METHOD = '#666666', 'P'  # of a method that has none of its own
 
 def style_of(
     method:str, # Name of a method, with its form as in 'as-vit:merge', or 'dense'

@@ -136,6 +136,10 @@ def _from_pretrained(cls, *, model_id, config=None, map_location='cpu', strict=T
     load_weights(model, file, 'weights of another architecture than its config.json says', map_location, strict)
     return model.eval()
 
+
+# huggingface_hub looks for a `config` argument when the class is made, before this method is there
+AdaptiveViT._hub_mixin_inject_config = True
+
 # %% ../../nbs/models/05_checkpoint.ipynb #fb0e33db
 def check_rebuilds(
     vit:nn.Module, # Timm model

@@ -27,7 +27,10 @@ class MaskedTokens(Tokens):
         self.index = torch.arange(self.N, device=x.device).expand(self.B, -1)  # [B, N]
 
     @property
-    def active(self): return torch.ones_like(self.index, dtype=torch.bool) if self.mask is None else self.mask.detach() > .5
+    def active(self):
+        if self.mask is None: return torch.ones_like(self.index, dtype=torch.bool)
+        return self.mask.detach() > .5
+
     @property
     def row_ids(self): return self.index
 
@@ -80,7 +83,9 @@ def patch_mean(self):
 
 
 @method_of(MaskedTokens)
-def to_full_grid(self, values, fill): return values.masked_fill(~self.active, fill)
+def to_full_grid(self, values, fill):
+    gone = ~self.active.view(self.B, self.N, *[1] * (values.ndim - 2))
+    return values.masked_fill(gone, fill)
 
 
 @method_of(MaskedTokens)

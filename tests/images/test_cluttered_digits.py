@@ -144,7 +144,8 @@ def test_an_index_outside_is_named(i):
     with pytest.raises(IndexError, match=f'image {i} of a data set of 5'): ClutteredDigits(size=5)[i]
 
 
-@pytest.mark.parametrize('changes', [dict(no_embed_class=True), dict(reg_tokens=2), dict(model_name='deit3_small_patch16_224')], ids=str)
+@pytest.mark.parametrize('changes', [dict(no_embed_class=True), dict(reg_tokens=2),
+                                     dict(model_name='deit3_small_patch16_224')], ids=str)
 def test_positions_of_patches_start_as_sines_whatever_comes_before(changes):
     vit = digits_vit(**changes)
     torch.testing.assert_close(vit.pos_embed[0, -64:], digits_vit().pos_embed[0, 1:])

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from adaptive_tokens.images.drawing import (INK, axis_weights, digit_samples, evidence, paste, pixel_noise, randint_from_bits,
-    random_bits, render)
+from adaptive_tokens.images.drawing import (INK, axis_weights, digit_samples, evidence, paste, pixel_noise,
+    randint_from_bits, random_bits, render)
 
 
 def test_splitmix64_gives_the_published_sequence():

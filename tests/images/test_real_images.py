@@ -150,7 +150,8 @@ def test_what_is_skipped_is_named_once_and_counted_by_every_process(photos, vit)
         loader = image_loader(photos, vit, unreadable='skip', num_workers=workers)
         if workers: list(loader)
         else:
-            with pytest.warns(UserWarning, match="image 'class1/photo.png' cannot be read and is skipped") as told: list(loader), list(loader)
+            with pytest.warns(UserWarning, match="image 'class1/photo.png' cannot be read and is skipped") as told:
+                list(loader), list(loader)
             assert sum('is skipped' in str(w.message) for w in told) == 1
         assert loader.dataset.skipped == ['class1/photo.png']
 
@@ -175,13 +176,15 @@ def test_a_class_without_an_image_is_refused_in_training_and_said_of_a_class_map
 @pytest.mark.parametrize('spoil, says', [
     (lambda file, m: file.unlink() or file.symlink_to(file.with_name('nowhere.png')), 'No such file'),
     (lambda file, m: file.write_text('no image'), 'cannot identify'),
-    (lambda file, m: Image.new('L', (3000, 3000)).save(file) or m.setattr(Image, 'MAX_IMAGE_PIXELS', 4_000_000), 'decompression bomb'),
+    (lambda file, m: Image.new('L', (3000, 3000)).save(file) or m.setattr(Image, 'MAX_IMAGE_PIXELS', 4_000_000),
+     'decompression bomb'),
 ], ids=['dangling link', 'text', 'far too many pixels'])
 def test_whatever_hinders_reading_names_the_file(photos, vit, monkeypatch, spoil, says):
     loader = image_loader(photos, vit)
     spoil(photos/'class1'/'photo.png', monkeypatch)
     with pytest.raises(ValueError, match=f"cannot read image 'class1/photo.png'.*{says}"): list(loader)
-    with pytest.warns(UserWarning, match='is skipped'): labels = torch.cat([y for _, y in image_loader(photos, vit, unreadable='skip')])
+    with pytest.warns(UserWarning, match='is skipped'):
+        labels = torch.cat([y for _, y in image_loader(photos, vit, unreadable='skip')])
     assert labels.tolist() == [0, 2, 2, 3]
 
 
@@ -207,7 +210,8 @@ def test_a_class_map_may_lie_beside_the_splits(photos, vit, tmp_path):
     labels = torch.cat([y for _, y in image_loader(root, vit, split='val', class_map='names.txt')])
     assert sorted(labels.tolist()) == [0, 1, 2, 3]
     (root/'names.csv').write_text('class3\n')
-    with pytest.raises(ValueError, match="class map 'names.csv' is no .txt file"): image_loader(root, vit, split='val', class_map='names.csv')
+    with pytest.raises(ValueError, match="class map 'names.csv' is no .txt file"):
+        image_loader(root, vit, split='val', class_map='names.csv')
 
 
 def test_a_root_that_holds_only_the_other_split_is_refused(photos, vit, tmp_path):

@@ -11,7 +11,8 @@ from adaptive_tokens.models.trace import Trace
 
 def trace_of(active):
     "A trace whose active tokens are given [B, L, N]"
-    return Trace(active, torch.full(active.shape, float('nan')), active[:, :, :2], active[:, :, :2], active.sum((1, 2)).float())
+    no_score = torch.full(active.shape, float('nan'))
+    return Trace(active, no_score, active[:, :, :2], active[:, :, :2], active.sum((1, 2)).float())
 
 
 def kept(patches, counts, prefix=1, B=1):

@@ -26,7 +26,8 @@ def pages(tmp_path_factory):
     at.explore(made['as-vit'], images[:1]).save(folder/'one.html')
     hostile = at.explore({HOSTILE: made['a-vit']}, images[:2], [0, 1], [HOSTILE] * 10)
     frames = ''.join(as_frame(hostile.page()).replace('Token explorer', title, 1) for title in ('First', 'Second'))
-    (folder/'two.html').write_text(f'<!doctype html><html lang="en"><title>Two</title><main><h1>Two</h1>{frames}</main></html>')
+    whole = f'<!doctype html><html lang="en"><title>Two</title><main><h1>Two</h1>{frames}</main></html>'
+    (folder/'two.html').write_text(whole)
     return folder
 
 
@@ -34,7 +35,8 @@ def pages(tmp_path_factory):
 def show(visit, pages):
     def show(name, **options):
         page = visit(pages/name, **options)
-        page.locator('.at-live').first.wait_for() if name != 'two.html' else page.frame_locator('iframe').first.locator('.at-live').wait_for()
+        inside = page.frame_locator('iframe').first if name == 'two.html' else page
+        inside.locator('.at-live').first.wait_for()
         return page
     return show
 
@@ -54,7 +56,8 @@ def test_arrow_keys_move_the_block(show):
     for _ in range(8): page.keyboard.press('ArrowRight')
     n = int(re.match(r'(\d+) of 64 patches active in block 9 \(\d+ %\)$', live(page))[1])
     assert n < 64 and faded(page) != before and faded(page).count('M') == 64 - n
-    assert page.locator('.at-grid').get_attribute('aria-label') == f'as-vit, overlay: {n} of 64 patches active in block 9'
+    said = page.locator('.at-grid').get_attribute('aria-label')
+    assert said == f'as-vit, overlay: {n} of 64 patches active in block 9'
     page.keyboard.press('Home')
     assert 'block 1 ' in live(page) and faded(page) == before
     page.keyboard.press('End')
@@ -100,7 +103,8 @@ def test_a_key_is_answered_in_a_tenth_of_a_second(show):
     page = show('four.html')
     page.evaluate("""() => { window.times = []; let start;
       addEventListener('keydown', () => { start = performance.now(); }, true);
-      new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => { if (start) times.push(performance.now() - start); start = 0; })))
+      const painted = () => { if (start) times.push(performance.now() - start); start = 0; };
+      new MutationObserver(() => requestAnimationFrame(() => setTimeout(painted)))
         .observe(document.querySelector('.at-live'), { childList: true, characterData: true, subtree: true }); }""")
     page.locator('label:has-text("Block") input').focus()
     for n in range(1, 10):
@@ -121,7 +125,8 @@ def test_three_ways_to_see_a_picture(show):
     buttons['Image'].click()
     assert not faded(page, 1) and buttons['Image'].get_attribute('aria-pressed') == 'true'
     buttons['Depth'].click()
-    assert page.locator('.at-bar li').all_inner_texts() == [str(n) for n in range(13)] and page.locator('.at-bar').is_visible()
+    assert page.locator('.at-bar li').all_inner_texts() == [str(n) for n in range(13)]
+    assert page.locator('.at-bar').is_visible()
     numbers = page.locator('.at-grid').nth(1).locator('.at-depth text').all_text_contents()
     assert len(numbers) == 64 and len(set(numbers)) > 2
     assert set(page.locator('.at-grid').nth(0).locator('.at-depth text').all_text_contents()) == {'12'}
@@ -137,8 +142,10 @@ def test_a_head_shows_what_it_voted_for(show):
     page.keyboard.press('Enter')
     stage = re.search(r'block (\d+)', figure.locator('.at-heads').first.get_attribute('aria-label'))[1]
     assert f'block {stage},' in live(page) and veil.count() == 64
-    assert heads.nth(1).get_attribute('aria-pressed') == 'true' and heads.nth(1).evaluate('e => e === document.activeElement')
-    assert figure.locator('.at-grid').get_attribute('aria-label').startswith('as-vit, overlay, votes of head 2: 64 of 64')
+    assert heads.nth(1).get_attribute('aria-pressed') == 'true'
+    assert heads.nth(1).evaluate('e => e === document.activeElement')
+    said = figure.locator('.at-grid').get_attribute('aria-label')
+    assert said.startswith('as-vit, overlay, votes of head 2: 64 of 64')
     clear = [float(o) for o in veil.evaluate_all("all => all.map(e => e.getAttribute('fill-opacity'))")]
     assert min(clear) == 0 and max(clear) > .5
     block.fill('12')
@@ -156,7 +163,8 @@ def test_gallery_sorts_and_shows(show):
     facts = page.locator('.at-facts').first.inner_text()
     page.locator('.at-thumb').last.click()
     shown = page.locator('.at-thumb[aria-pressed=true]')
-    assert shown.count() == 1 and f"Image {shown.get_attribute('data-image')} of 6" in page.locator('.at-picked').inner_text()
+    assert shown.count() == 1
+    assert f"Image {shown.get_attribute('data-image')} of 6" in page.locator('.at-picked').inner_text()
     assert page.locator('.at-facts').first.inner_text() != facts or shown.get_attribute('data-image') == '0'
     page.get_by_label('Images by').select_option('spread')
     assert depth() == sorted(depth())
@@ -182,7 +190,7 @@ def test_the_table_says_what_the_text_says(show):
 
 def test_play_stops_by_itself(show):
     page = show('one.html')
-    page.locator('label:has-text("Block") input').fill('7')  # far enough from the end that Stop is seen on a busy machine
+    page.locator('label:has-text("Block") input').fill('7')  # so far from the end that Stop is seen on a busy machine
     assert page.get_by_role('button', name='Stop').count() == 0
     page.get_by_role('button', name='Play').click()
     page.get_by_role('button', name='Stop').wait_for()
@@ -207,11 +215,13 @@ def test_two_explorers_do_not_disturb_each_other(show):
 def test_two_explorers_in_one_document(show):
     page = show('one.html')
     page.evaluate("""() => {
-      const source = document.querySelector('script[type=module]').textContent, script = document.createElement('script');
+      const source = document.querySelector('script[type=module]').textContent;
+      const script = document.createElement('script');
       document.body.append(document.createElement('aside'));
       script.type = 'module';
       script.textContent = source.slice(0, source.lastIndexOf('mount(')) +
-        `mount(document.querySelector('aside'), JSON.parse(document.querySelector('[type="application/json"]').textContent));`;
+        `mount(document.querySelector('aside'),
+               JSON.parse(document.querySelector('[type="application/json"]').textContent));`;
       document.body.append(script); }""")
     first, second = page.locator('.at-explorer').nth(0), page.locator('.at-explorer').nth(1)
     second.wait_for()
@@ -226,14 +236,16 @@ def test_hostile_names_are_shown_as_text(show):
     page = show('two.html')
     frame = page.frame_locator('iframe').first
     assert HOSTILE in frame.locator('figcaption').first.inner_text()
-    assert HOSTILE in frame.locator('.at-facts').first.inner_text() and HOSTILE in frame.locator('.at-picked').inner_text()
+    assert HOSTILE in frame.locator('.at-facts').first.inner_text()
+    assert HOSTILE in frame.locator('.at-picked').inner_text()
     assert frame.locator('img[src=x]').count() == 0
 
 
 # --- everybody
 
 @pytest.mark.parametrize('name, options', [
-    ('four.html', {}), ('four.html', dict(color_scheme='dark')), ('one.html', dict(viewport=dict(width=320, height=600)))])
+    ('four.html', {}), ('four.html', dict(color_scheme='dark')),
+    ('one.html', dict(viewport=dict(width=320, height=600)))])
 def test_audit_finds_nothing_serious(show, name, options):
     Axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe
     page = show(name, **options)
@@ -255,14 +267,17 @@ def test_a_narrow_screen_does_not_scroll_sideways(show, name):
 
 
 def test_dark_is_dark(show):
-    colour = lambda page: [int(v) for v in re.findall(r'\d+', page.locator('.at-explorer').evaluate('e => getComputedStyle(e).backgroundColor'))[:3]]
+    def colour(page):
+        said = page.locator('.at-explorer').evaluate('e => getComputedStyle(e).backgroundColor')
+        return [int(v) for v in re.findall(r'\d+', said)[:3]]
     assert max(colour(show('one.html', color_scheme='dark'))) < 60
     assert min(colour(show('one.html', color_scheme='light'))) > 200
 
 
 def test_every_stop_of_the_tab_key_keeps_its_keys(show):
     page = show('four.html')
-    loose = page.evaluate("""() => [...document.querySelectorAll('.at-explorer :is(button, input, select, summary, a, [tabindex])')]
+    loose = page.evaluate("""() => [...document.querySelectorAll(
+        '.at-explorer :is(button, input, select, summary, a, [tabindex])')]
       .filter(e => !e.hasAttribute('data-lm-suppress-shortcuts')).map(e => e.outerHTML)""")
     assert loose == []
     stops = []

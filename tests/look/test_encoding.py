@@ -36,7 +36,9 @@ def test_booleans_come_back(values):
     assert len(base64.b64decode(text)) == -(-len(values) // 8)
 
 
-@pytest.mark.parametrize('shape, kind, kept', [((8, 12), 'png', (12, 8)), ((96, 96), 'png', (96, 96)), ((97, 20), 'jpeg', (20, 97)), ((672, 336), 'jpeg', (168, 336))])
+@pytest.mark.parametrize('shape, kind, kept', [
+    ((8, 12), 'png', (12, 8)), ((96, 96), 'png', (96, 96)), ((97, 20), 'jpeg', (20, 97)),
+    ((672, 336), 'jpeg', (168, 336))])
 def test_small_pictures_are_kept_without_loss_and_large_ones_shrink(shape, kind, kept):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)) / 255
     head, body = data_url(pixels).split(',')

@@ -102,7 +102,8 @@ def test_votes_are_those_of_the_heads(explorer, models, images):
         for s, (l, (terms, _)) in enumerate(head_terms(models['as-vit'], image).items()):
             wanted = (terms / terms.nan_to_num(0).amax(0)).nan_to_num(0).T.numpy()
             assert np.abs(levels[i, s] - wanted).max() <= .51 / 255, l
-            assert abs(sum(votes['weights'][i][s]) - 100 * (~terms.isnan()).any().item()) <= H / 2  # 0 where nobody is left
+            anybody = (~terms.isnan()).any().item()
+            assert abs(sum(votes['weights'][i][s]) - 100 * anybody) <= H / 2
     whole = at.explore(at.adapt(models['dense'], 'as-vit', 1.), images[:1]).runs[0]
     assert whole['votes'] is None
     nobody = at.adapt(models['dense'], 'as-vit', places=(1, 2, 3), theta=(9., 9., 9.)).eval()
@@ -114,7 +115,8 @@ def test_lines_are_those_of_the_methods(models):
     assert thresholds_of(models['a-vit']) == [.99] * 4 and thresholds_of(models['adavit']) == [.5] * 4
     method = models['as-vit'].method
     stages = dict(zip(method.places, method.theta.tolist()))
-    assert [l for l, line in enumerate(thresholds_of(models['as-vit']), 1) if line is not None] == [l for l, t in stages.items() if t >= 0]
+    drawn = [l for l, line in enumerate(thresholds_of(models['as-vit']), 1) if line is not None]
+    assert drawn == [l for l, t in stages.items() if t >= 0]
     for name in METHODS: assert thresholds_of(at.adapt(models['dense'], name, 1.)) == [None] * 4
     assert thresholds_of(at.adapt(models['dense'], 'adavit', .9, kinds=('heads',))) == [None] * 4
 
@@ -127,7 +129,9 @@ def test_a_method_of_ones_own_is_shown(images):
             for l, block in enumerate(blocks):
                 record(t)
                 t = run_block(block, t)
-                if l == 1: t = t.keep((torch.arange(t.N)[None].expand(t.B, -1) if t.x.ndim == 3 else torch.arange(len(t.x)) % t.N) < t.N // 2)
+                if l != 1: continue
+                grid = torch.arange(t.N)[None].expand(t.B, -1)
+                t = t.keep((grid if t.x.ndim == 3 else torch.arange(len(t.x)) % t.N) < t.N // 2)
             return t
     vit = small()
     run = at.explore(at.AdaptiveViT(vit, Half(vit)).eval(), images[:1]).runs[0]
@@ -212,7 +216,8 @@ def test_traits_refuse_what_is_not_there(explorer):
     for name, low, high in [('layer', 1, 4), ('token', -1, 15), ('image', 0, 4)]:
         for value in (low, high): setattr(explorer, name, value)
         for value in (low - 1, high + 1):
-            with pytest.raises(traitlets.TraitError, match=f'{name} is {value}; it must be from {low} to {high}'): setattr(explorer, name, value)
+            with pytest.raises(traitlets.TraitError, match=f'{name} is {value}; it must be from {low} to {high}'):
+                setattr(explorer, name, value)
         assert getattr(explorer, name) == high
     assert {'data', 'runs', 'layer', 'token', 'image', '_esm', '_css'} <= set(explorer.keys)
 
@@ -276,7 +281,8 @@ def test_names_of_classes(models, images):
     (lambda m, x: (m, x[:0]), 'there are no images'),
     (lambda m, x: (m, x * float('nan')), 'NaN or infinity'),
     (lambda m, x: (m, x, [1, 2]), '2 labels for 5 images'),
-    (lambda m, x: ({'dense': m['dense'], 'deep': small(5)}, x), r"models differ in rows of patches, columns, or blocks: .*'deep': \(4, 4, 5\)"),
+    (lambda m, x: ({'dense': m['dense'], 'deep': small(5)}, x),
+     r"models differ in rows of patches, columns, or blocks: .*'deep': \(4, 4, 5\)"),
     (lambda m, x: ({'dense': m['dense'], 'fine': small(patch_size=8)}, x), r"'fine': \(8, 8, 4\)")])
 def test_what_cannot_be_shown_is_refused(models, images, change, message):
     with pytest.raises(ValueError, match=message): at.explore(*change(models, images))

@@ -34,7 +34,8 @@ def test_panels_say_what_was_left(counts, titles):
         assert len(ax.images) == 1 and ax.images[0].get_extent() == [0, 64, 64, 0]
 
 
-@pytest.mark.parametrize('size, patch, prefix', [((32, 96), 16, 1), ((96, 32), 16, 5), ((64, 64), (8, 32), 1), ((48, 64), None, 2)])
+@pytest.mark.parametrize('size, patch, prefix', [
+    ((32, 96), 16, 1), ((96, 32), 16, 5), ((64, 64), (8, 32), 1), ((48, 64), None, 2)])
 def test_any_grid_and_any_prefix(size, patch, prefix):
     rows, columns = patch_grid(size, 12 + prefix, patch) if patch is None else patch_grid(size, 99, patch)
     patches = rows * columns
@@ -43,7 +44,8 @@ def test_any_grid_and_any_prefix(size, patch, prefix):
     assert [ax.get_title().split('\n')[1] for ax in fig.axes] == [f'{n} of {patches} patches' for n in (patches, 3, 1)]
     shown = fig.axes[1].images[0].get_array()
     h, w = size[0] // rows, size[1] // columns
-    assert np.allclose(shown[:h, :w], picture(image)[:h, :w]) and np.allclose(shown[-h:, -w:], .25 * picture(image)[-h:, -w:] + .75)
+    assert np.allclose(shown[:h, :w], picture(image)[:h, :w])
+    assert np.allclose(shown[-h:, -w:], .25 * picture(image)[-h:, -w:] + .75)
 
 
 def test_many_stages_wrap_and_chosen_blocks_are_shown():
@@ -58,18 +60,21 @@ def test_what_does_not_fit_together_is_named():
     image, trace = torch.randn(3, 64, 64), kept(16, [16, 4], B=2)
     with pytest.raises(ValueError, match='image 2 is not in a trace of 2'): token_stages(image, trace, 2)
     with pytest.raises(ValueError, match='image -1'): token_stages(image, trace, -1)
-    with pytest.raises(ValueError, match=r'stages are \[0, 3\]; blocks are counted from 1 to 2'): token_stages(image, trace, stages=[0, 3])
+    with pytest.raises(ValueError, match=r'stages are \[0, 3\]; blocks are counted from 1 to 2'):
+        token_stages(image, trace, stages=[0, 3])
     with pytest.raises(ValueError, match='give the patch_size'): token_stages(image, trace, patch_size=8)
     with pytest.raises(ValueError, match='index the batch'): token_stages(image[None], trace)
 
 
 @pytest.mark.parametrize('title', ['$5 or $6', 'a $\\frac{1', '50 % & _x^', r'C:\temp'])
 def test_titles_are_plain_text(title):
-    figures = [token_stages(torch.randn(3, 64, 64), kept(16, [16, 4]), title=title), depth_map(kept(16, [16, 4]), title=title),
+    figures = [token_stages(torch.randn(3, 64, 64), kept(16, [16, 4]), title=title),
+               depth_map(kept(16, [16, 4]), title=title),
                token_counts(torch.tensor([3., 4.]), [0, 1], [title, title], title=title)]
     for fig in figures:
         rendered(fig)
-        assert fig.get_suptitle() == plain_text(title) and fig._suptitle._preprocess_math(plain_text(title)) == (title, False)
+        assert fig.get_suptitle() == plain_text(title)
+        assert fig._suptitle._preprocess_math(plain_text(title)) == (title, False)
 
 
 def test_depth_is_written_in_each_patch():
@@ -122,7 +127,8 @@ def test_counts_that_cannot_be_drawn_are_named():
     with pytest.raises(ValueError, match='2 levels for 3 images'): token_counts([1, 2, 3], [0, 1])
     for nothing in ([], torch.tensor([])):
         with pytest.raises(ValueError, match='no traces or counts'): token_counts(nothing)
-    assert [ax.get_title('left').split(':')[0] for ax in token_counts([1, 2], [0, 4], ['easy']).axes] == ['easy', 'level 4']
+    axes = token_counts([1, 2], [0, 4], ['easy']).axes
+    assert [ax.get_title('left').split(':')[0] for ax in axes] == ['easy', 'level 4']
 
 
 def test_usage_of_gates_is_the_mean_of_the_trace():
@@ -133,7 +139,8 @@ def test_usage_of_gates_is_the_mean_of_the_trace():
     axes = rendered(gate_usage(traces, title='$a $b')).axes
     shown = [np.array([int(text.get_text()) for text in ax.texts]) for ax in axes[:3]]
     heads, ran = (torch.cat([getattr(t, name) for t in traces]).float().mean(0) for name in ('heads', 'sublayers'))
-    assert (abs(shown[1] - 100 * heads.flatten().numpy()) <= .5).all() and (abs(shown[2] - 100 * ran.flatten().numpy()) <= .5).all()
+    assert (abs(shown[1] - 100 * heads.flatten().numpy()) <= .5).all()
+    assert (abs(shown[2] - 100 * ran.flatten().numpy()) <= .5).all()
     assert len(shown[0]) == len(model.vit.blocks) and 0 < shown[0].mean() < 100
     with pytest.raises(ValueError, match='no traces'): gate_usage([])
 
@@ -149,7 +156,8 @@ def test_depth_distribution_counts_patches_of_each_level():
 
 def test_gallery_goes_from_easy_to_hard():
     active = torch.cat([kept(16, [16, n, n, n]).active for n in (16, 2, 8, 4)])
-    axes = rendered(gallery(torch.rand(4, 3, 64, 64), trace_of(active), n=3, patch_size=16, captions=['$x', 'b', 'c', 'd'])).axes
+    fig = gallery(torch.rand(4, 3, 64, 64), trace_of(active), n=3, patch_size=16, captions=['$x', 'b', 'c', 'd'])
+    axes = rendered(fig).axes
     assert [ax.get_title() for ax in axes[:3]] == ['b', 'c', r'\$x']
     blocks = [float(ax.get_title().split()[0]) for ax in axes[3:6]]
     assert blocks == sorted(blocks) and blocks[-1] == 4
@@ -162,6 +170,7 @@ def test_figures_of_a_real_trace_masked_and_packed():
     for execution in ('masked', 'packed'):
         model.execution = execution
         with torch.no_grad(): _, trace = model(images, return_trace=True)
-        figures = [token_stages(images[2], trace, 2), depth_map(trace, 2, image=images[2]), token_counts(trace, [0, 1, 2])]
+        figures = [token_stages(images[2], trace, 2), depth_map(trace, 2, image=images[2]),
+                   token_counts(trace, [0, 1, 2])]
         titles.append([ax.get_title() for fig in figures for ax in rendered(fig).axes])
     assert titles[0] == titles[1]

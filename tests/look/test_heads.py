@@ -26,7 +26,10 @@ def test_a_panel_per_stage_and_head_and_one_for_the_sum(theta, size):
     model, heads = adaptive(vit, theta), vit.blocks[0].attn.num_heads
     fig = rendered(head_scores(model.train(), torch.randn(3, *size), title='$a $b'))
     maps, bars = [ax for ax in fig.axes if ax.images], [ax for ax in fig.axes if ax.get_label() == '<colorbar>']
-    assert model.training and len(maps) == 3 * (heads + 1) and len(bars) == 2 * 3 and all('score' in ax.get_ylabel() for ax in bars)
+    assert model.training
+    assert len(maps) == 3 * (heads + 1)
+    assert len(bars) == 2 * 3
+    assert all('score' in ax.get_ylabel() for ax in bars)
     assert maps[0].images[0].get_array().shape == tuple(vit.patch_embed.grid_size)
     sums = [ax.get_title() for ax in maps if ax.get_title().startswith('sum')]
     patches = vit.patch_embed.num_patches
@@ -40,7 +43,8 @@ def test_models_without_such_terms_are_named():
     image = torch.randn(3, 64, 64)
     with pytest.raises(ValueError, match='whole has no score'): head_scores(adapt(vit, Whole(vit)), image)
     with pytest.raises(ValueError, match='has no score'): head_scores(vit, image)
-    with pytest.raises(ValueError, match='at budget 1 nothing is scored'): head_scores(adapt(vit, 'as-vit', budget=1), image)
+    with pytest.raises(ValueError, match='at budget 1 nothing is scored'):
+        head_scores(adapt(vit, 'as-vit', budget=1), image)
     with pytest.raises(ValueError, match='images have shape'): head_scores(adaptive(vit, (0, 0, 0)), image[None])
     with pytest.raises(ValueError, match='NaN'): head_scores(adaptive(vit, (0, 0, 0)), image / 0)
 
@@ -80,4 +84,5 @@ def test_importance_without_stages_without_patches_and_without_heads_that_count(
     with pytest.raises(ValueError, match='images have shape'): head_importance(adaptive(vit, (0, 0, 0)), images[0])
     in_half = head_importance(adaptive(small(), (-1., -1., -1.)).bfloat16(), images.bfloat16())
     whole = head_importance(adaptive(small(), (-1., -1., -1.)), images)
-    assert all(abs(int(a.get_text()) - int(b.get_text())) <= 1 for a, b in zip(in_half.axes[0].texts, whole.axes[0].texts))
+    pairs = zip(in_half.axes[0].texts, whole.axes[0].texts)
+    assert all(abs(int(a.get_text()) - int(b.get_text())) <= 1 for a, b in pairs)

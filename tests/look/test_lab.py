@@ -40,13 +40,16 @@ def answers(url):
 def lab(tmp_path):
     "Address of a server whose only notebook holds CELLS."
     if not find_spec('jupyterlab'): pytest.skip('jupyterlab is not installed')
-    cells = [dict(cell_type='code', id=f'cell{k}', metadata={}, outputs=[], execution_count=None, source=s) for k, s in enumerate(CELLS)]
+    empty = dict(cell_type='code', metadata={}, outputs=[], execution_count=None)
+    cells = [dict(empty, id=f'cell{k}', source=source) for k, source in enumerate(CELLS)]
     kernel = dict(display_name='Python 3', language='python', name='python3')
-    (tmp_path/'x.ipynb').write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+    notebook = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    (tmp_path/'x.ipynb').write_text(json.dumps(notebook))
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    words = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True']
+    words = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=',
+             '--LabApp.expose_app_in_browser=True']
     own = {name: str(tmp_path/'.jupyter') for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
     server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *words], cwd=tmp_path, env=os.environ | own,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -103,7 +106,8 @@ def test_the_explorer_lives_in_jupyterlab(page):
     before = facts.inner_text()
     budget.focus()
     for _ in range(3): page.keyboard.press('ArrowLeft')
-    wait_for(lambda: re.search('as-vit spends (4|50)', page.locator('[role=status]').inner_text()))  # each press is answered, in turn
+    said = page.locator('[role=status]')
+    wait_for(lambda: re.search('as-vit spends (4|50)', said.inner_text()))  # each press is answered, in turn
     assert facts.inner_text() != before
     assert budget.get_attribute('aria-label') == 'Budget of as-vit' and budget.get_attribute('aria-valuetext') == '50 %'
     page.keyboard.press('Home')

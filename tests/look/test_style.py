@@ -8,18 +8,20 @@ from adaptive_tokens.models.method import known_methods
 
 
 def row(name, method, gmacs, top1=None, n=100, speedup=1.):
-    return dict(name=name, method=method, gmacs=gmacs, gmacs_std=.1, top1=top1, n=n, speedup=speedup, speedup_iqr=[speedup - .1, speedup + .2])
+    return dict(name=name, method=method, gmacs=gmacs, gmacs_std=.1, top1=top1, n=n, speedup=speedup,
+                speedup_iqr=[speedup - .1, speedup + .2])
 
 
 def test_methods_differ_in_colour_and_marker():
     styles = {name: style_of(name) for name in ('dense', *known_methods())}
     own = {name: style for name, style in styles.items() if style != OTHER_METHOD}
-    assert {'dense', 'as-vit', 'as-vit:merge', 'as-vit:fuse', 'a-vit', 'adavit', 'fixed-rate', 'tome', 'evit', 'dynamicvit'} == own.keys()
+    assert own.keys() == {'dense', 'as-vit', 'as-vit:merge', 'as-vit:fuse', 'a-vit', 'adavit', 'fixed-rate', 'tome',
+                          'evit', 'dynamicvit'}
     colours, markers = zip(*own.values())
     assert len({*colours}) == len({*markers}) == len(own) and '#666666' not in colours and 'P' not in markers
 
 
-@pytest.mark.parametrize('name', ['mine', 'as-vit:mine', 'lowest', 'random'])  # the last two inherit what another method looks like
+@pytest.mark.parametrize('name', ['mine', 'as-vit:mine', 'lowest', 'random'])  # 'lowest' subclasses 'fixed-rate'
 def test_a_method_of_ones_own_is_grey(name):
     assert style_of(name) == ('#666666', 'P')
 

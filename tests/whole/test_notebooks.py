@@ -1,24 +1,14 @@
 "Every notebook runs from the top, each in a process of its own; cells whose flag this machine lacks are left out."
 import json
-import os
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
+from notebook_runner import run_apart
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
-RUN = '''
-import sys
-from pathlib import Path
-from nbdev.test import test_nb as run_notebook
-root, path, *flags = sys.argv[1:]
-passed, _ = run_notebook(Path(path), skip_flags=flags, basepath=root)
-sys.exit(not passed)
-'''
 
 
 def flagged(path):
@@ -38,19 +28,12 @@ def pytest_generate_tests(metafunc):
                      marks=[pytest.mark.gpu] if cuda and 'gpu' in flagged(p) else []) for p in NBS])
 
 
-def run_apart(path, flags, home):
-    "Run a notebook less the cells under `flags`, in a process of its own that writes its settings to `home`."
-    env = os.environ | dict(MPLBACKEND='Agg', IPYTHONDIR=str(home), PYTHONFAULTHANDLER='1')
-    return subprocess.run([sys.executable, '-c', RUN, ROOT, path, *flags], cwd=path.parent, env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 def test_notebook(path, pytestconfig, tmp_path):
     lacking = {f: why for f, why in pytestconfig.lacking.items() if why}
     for f, n in flagged(path).items():
         if f in lacking: warnings.warn(f'{path.name}: {n} cells flagged {f} left out: {lacking[f]}', stacklevel=1)
-    done = run_apart(path, lacking, tmp_path)
-    assert done.returncode == 0, f'{path.name} ended with {done.returncode}:\n{done.stdout[-8000:]}'
+    status, printed = run_apart(path, lacking, tmp_path, ROOT)
+    assert status == 0, f'{path.name} ended with {status}:\n{printed[-8000:]}'
 
 
 @pytest.mark.parametrize('flags, code', [(['gpu'], 0), ([], 1)])
@@ -60,7 +43,7 @@ def test_flags_leave_cells_out_and_an_error_shows_where(tmp_path, flags, code):
     path = tmp_path/'made.ipynb'
     kernel = dict(name='python3', display_name='python3', language='python')
     path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
-    done = run_apart(path, flags, tmp_path)
-    assert done.returncode == code
-    shown = 'AssertionError: a cell for the device' in done.stdout and 'Cell #2' in done.stdout
-    assert shown == bool(code), done.stdout
+    status, printed = run_apart(path, flags, tmp_path, ROOT)
+    assert status == code
+    shown = 'AssertionError: a cell for the device' in printed and 'Cell #2' in printed
+    assert shown == bool(code), printed

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from conftest import lacking_fork
+from small_runs import lacking_fork
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_tokens.images.digits import digits_loader, digits_vit
 from adaptive_tokens.devices import mean_over_ranks
+from adaptive_tokens.images.digits import digits_loader, digits_vit
 from adaptive_tokens.models.model import adapt, calibrate
 from adaptive_tokens.training import fit as training_fit, resume
 from adaptive_tokens.training.fit import fit

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import lacking_fork
+from small_runs import lacking_fork
 
 from adaptive_tokens.images.digits import digits_loader, digits_vit
 from adaptive_tokens.models.model import adapt

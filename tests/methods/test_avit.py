@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import adaptive_tokens as at
-from adaptive_tokens.backbones.timm_vit import embed
-from adaptive_tokens.models.cost import macs
+from adaptive_tokens.backbones.backbone import backbone_of
 from adaptive_tokens.methods.avit import (budget_depth, channel_values, depth_prior, halting_distribution,
     halting_score, ponder_loss, prior_loss, released_prior, released_prior_loss, shifts_for_mean_score)
+from adaptive_tokens.models.cost import macs
 from adaptive_tokens.models.trace import Recorder
-from adaptive_tokens.training.losses import losses
+from adaptive_tokens.tokens.masked import MaskedTokens
 from adaptive_tokens.tokens.packed import PackedTokens
+from adaptive_tokens.training.losses import losses
 
 FAMILIES = [dict(), dict(reg_tokens=3), dict(qk_norm=True), dict(init_values=1e-1),
             dict(model_name='deit_tiny_distilled_patch16_224')]
@@ -115,7 +116,7 @@ def test_image_exit_changes_no_answer():
     record = Recorder()
     with torch.no_grad():
         logits, trace = model(images, return_trace=True)
-        table = model.method(vit.blocks, Stays(embed(vit, images), 1), record)
+        table = model.method(backbone_of(vit).blocks, Stays(backbone_of(vit).embed(images), 1), record)
         torch.testing.assert_close(vit.forward_head(vit.norm(table.x)), logits, atol=1e-5, rtol=0)
     gone = ~trace.active[..., :1]  # blocks after the one in which the class token halted
     assert gone.any() and not (trace.active & gone).any()
@@ -127,7 +128,7 @@ def test_a_class_token_that_halts_at_once_answers_with_its_first_state():
     model = at.adapt(vit, 'a-vit', beta=1e4)
     with torch.no_grad():
         logits, trace = model(images, return_trace=True)
-        first = vit.blocks[0](embed(vit, images))
+        first = vit.blocks[0](backbone_of(vit).embed(images))
         torch.testing.assert_close(logits, vit.forward_head(vit.norm(first)), atol=1e-6, rtol=0)
     assert (trace.depth == 1).all()
 
@@ -137,7 +138,7 @@ def test_scores_and_their_sums_are_in_the_trace():
     model = at.adapt(vit, 'a-vit', gamma=5., beta=-3.)
     with torch.no_grad(): trace = model(images, return_trace=True)[1]
     assert torch.equal(trace.score.isnan(), ~trace.active) and torch.equal(trace.cumulative.isnan(), ~trace.active)
-    x = embed(vit, images)
+    x = backbone_of(vit).embed(images)
     torch.testing.assert_close(trace.score[:, 0], halting_score(vit.blocks[0](x), 5., torch.tensor(-3.)), atol=1e-6, rtol=0)
     stopped = trace.depth < 8
     last = trace.cumulative.gather(1, (trace.depth - 1)[:, None])[:, 0]
@@ -250,14 +251,14 @@ def test_fine_tuning_starts_near_the_dense_model_wherever_the_channel_lies(kw, o
     vit, images = build(**kw)
     with torch.no_grad(): (vit.blocks[2].mlp.fc2.bias if who == 'all' else vit.cls_token[0, 0])[0] += offset
     model, fixed = at.adapt(vit, 'a-vit'), at.adapt(vit, 'a-vit', beta=-10.)
-    model.method.start(vit, [images])
+    model.method.init_from_data(vit, [images])
     with torch.no_grad():
         dense, (logits, trace), far = vit(images), model(images, return_trace=True), fixed(images)
     assert trace.macs.mean() > .95 * macs(vit)
     assert (logits - dense).abs().mean() < .1 * dense.std()
     if offset == 9: assert (far - dense).abs().mean() > 3 * (logits - dense).abs().mean()
     before = model.method.beta.clone()
-    model.method.start(vit, [images * 2])  # what is set stays
+    model.method.init_from_data(vit, [images * 2])  # what is set stays
     assert torch.equal(model.method.beta, before)
 
 
@@ -302,7 +303,7 @@ def test_a_centre_by_hand_stays_and_is_saved(tmp_path):
     for name, m in dict(model=model, free=free).items():
         m.save_pretrained(tmp_path/name)
         again = at.AdaptiveViT.from_pretrained(tmp_path/name)
-        assert again.method.centre == m.method.centre and again.method.given == m.method.given
+        assert again.method.centre == m.method.centre and again.method.fixed_centre == m.method.fixed_centre
 
 
 @pytest.mark.parametrize('options', [dict(gamma=100.), dict(beta=-75.), dict(beta=-1000.), dict(beta=100.), dict(gamma=.01)], ids=str)
@@ -315,7 +316,7 @@ def test_calibration_finds_the_budget_from_any_scale(options):
 def test_what_interrupts_calibration_leaves_the_model_as_it_was(monkeypatch):
     vit, images = build()
     model = at.adapt(vit, 'a-vit', beta=-2.)
-    monkeypatch.setattr('adaptive_tokens.halting.mean_share', lambda *_: 1 / 0)
+    monkeypatch.setattr('adaptive_tokens.methods.avit.mean_share', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError): at.calibrate(model, [images], .5)
     assert (model.method.beta == -2).all() and model.budget == .65
 
@@ -340,13 +341,11 @@ def test_the_released_prior_trains_and_is_saved(tmp_path):
 
 def pull_of_the_task(model, images):
     "Gradient of the task alone to the scores of the patches, block by block"
-    from adaptive_tokens.backbones.timm_vit import read_out
-    from adaptive_tokens.tokens.masked import MaskedTokens
-    scores = []
+    scores, backbone = [], backbone_of(model)
 
     def record(t, score): scores.append(score); score.retain_grad()
-    table = model.method(model.vit.blocks, MaskedTokens(embed(model.vit, images), 1), record)
-    read_out(model.vit, table).logsumexp(1).sum().backward()
+    table = model.method(backbone.blocks, MaskedTokens(backbone.embed(images), 1), record)
+    backbone.read_out(table).logsumexp(1).sum().backward()
     return [h.grad[:, 1:] for h in scores[:-1]]
 
 

@@ -8,12 +8,12 @@ import torch
 
 import adaptive_tokens as at
 from adaptive_tokens.images.drawing import LEVELS
-from adaptive_tokens.methods.adavit import biases
 from adaptive_tokens.methods.avit import budget_depth
 from adaptive_tokens.models.checkpoint import load_dense
 
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = files('adaptive_tokens')/'checkpoints'
-STORED = json.loads((Path(__file__).parent.parent/'benchmarks'/'digits.json').read_text())
+STORED = json.loads((ROOT/'benchmarks'/'digits.json').read_text())
 SLACK = {'as-vit': .5, 'a-vit': 1., 'adavit': 1.5}  # points of accuracy below dense
 BUDGET = {'as-vit': .65, 'a-vit': .65, 'adavit': .5}
 N = 1500
@@ -48,7 +48,8 @@ def test_checkpoints_are_small():
 
 def test_adaptive_keeps_the_dense_accuracy_within_budget(seen, test_set):
     assert test_set['right'].float().mean() > .9
-    difference = seen['right'].float() - test_set['right'].float()  # paired: only images on which the models disagree count
+    # paired: only images on which the models disagree count
+    difference = seen['right'].float() - test_set['right'].float()
     assert difference.mean() > -SLACK[seen['method']] / 100 - 2 * difference.std() / len(difference)**.5
     assert abs(seen['share'].mean() / BUDGET[seen['method']] - 1) < .03
 
@@ -78,10 +79,11 @@ def test_gates_that_foresee_what_matters_need_no_training(test_set):
         torch.manual_seed(0)
         model = at.adapt(dense, 'adavit', budget=.5)
         if start == 'blind':  # biases that are set already are left alone
-            for b in biases(model.method): b.data.fill_(.1)
+            for b in model.method.biases(): b.data.fill_(.1)
         spent = at.calibrate(model, [images])
         assert abs(spent - .5) < .02
-        with torch.inference_mode(): said = torch.cat([model(part).argmax(1) for part in test_set['x'][:500].split(250)])
+        parts = test_set['x'][:500].split(250)
+        with torch.inference_mode(): said = torch.cat([model(part).argmax(1) for part in parts])
         right[start] = (said == test_set['b'].labels[:500]).float().mean()
     assert right['from data'] > max(test_set['right'][:500].float().mean() - .1, right['blind'] + .15), right
 
@@ -105,5 +107,6 @@ def test_stored_results_hold_budget_and_accuracy_over_seeds(method):
         assert own['blocks_per_patch']['easy'] < own['blocks_per_patch']['hard']
         assert own['blocks_on_evidence'] > own['blocks_by_chance']
         if method == 'as-vit': assert own['evidence_kept'] >= 2 * own['kept_by_chance']
-        if method == 'adavit': assert all(abs(own['usage'][kind] - target) < .02 for kind, target in own['targets'].items())
+        if method == 'adavit':
+            assert all(abs(own['usage'][kind] - target) < .02 for kind, target in own['targets'].items())
         if method == 'a-vit': assert abs(own['blocks_per_token'] - own['target_depth']) < .5
