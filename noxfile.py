@@ -12,7 +12,7 @@ ini = ConfigParser(delimiters=['='], interpolation=None)
 ini.read(Path(__file__).with_name('settings.ini'), encoding='utf-8')
 cfg = ini['DEFAULT']
 LOWER = [requirement.replace('>=', '==') for requirement in cfg['requirements'].split() if '>=' in requirement]
-NAMES = ['torch', 'timm', 'accelerate', 'huggingface_hub', 'safetensors', 'matplotlib', 'scikit-learn', 'ipywidgets', 'anywidget']
+NAMES = ['torch', 'timm', 'accelerate', 'huggingface_hub', 'safetensors', 'matplotlib', 'scikit-learn', 'anywidget']
 TOLD = f'''import platform
 from importlib.metadata import version
 print('Python', platform.python_version(), *(f'{{name}} {{version(name)}}' for name in {NAMES}), sep=', ')'''

@@ -30,4 +30,5 @@ def check_counts(
 ):
     "Raise ValueError for a number of things that is not a whole number from 1"
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1: raise ValueError(f'{name} is {value!r}; it is a whole number from 1')
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'{name} is {value!r}; it is a whole number from 1')

@@ -59,7 +59,7 @@ nb_code_prompt_show, nb_code_prompt_hide = 'Show imports', 'Hide imports'  # not
 # Rooms in the order of reading, and the order of pages in a room that does not number them.
 ROOMS = dict(tokens='Tokens', backbones='Backbones', models='Models', methods='Methods', images='Images', look='Look',
              measure='Measure', training='Train', cli='Command line', tutorials='Tutorials')
-FIRST = dict(tutorials=['which_one', 'real_images', 'baselines', 'speed'])
+FIRST = dict(tutorials=['which_one', 'real_images', 'baselines', 'pruning_imagenet', 'speed'])
 REFERENCE = ['docs/api', 'docs/glossary', 'CONTRIBUTING', 'CHANGELOG']
 
 

@@ -35,7 +35,8 @@ def chromium():
 def lacking_browser():
     "Why nothing can be shown; empty if it can."
     if not find_spec('playwright'): return 'playwright is not installed'
-    return '' if chromium() else 'no chromium-headless-shell or chromium on PATH (Debian: apt-get install chromium-headless-shell)'
+    lacking = 'no chromium-headless-shell or chromium on PATH (Debian: apt-get install chromium-headless-shell)'
+    return '' if chromium() else lacking
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    "Open a file in a browser that reads no others than those of `site`; afterwards nothing must have been missed or complained about."
+    "Open a file in a browser that reads only those of `site`; afterwards nothing must be missed or complained about."
     said, contexts = [], []
 
     def visit(path, site=None, **options):
@@ -67,8 +68,14 @@ def visit(browser):
         contexts.append(context)
         page, own = context.new_page(), path.as_uri()
         def known(url): return url == own or site is not None and url.startswith(site.as_uri() + '/')
-        page.route('**/*', lambda route: route.continue_() if known(route.request.url) else (said.append(route.request.url), route.abort()))
-        page.on('console', lambda message: said.append(message.text) if message.type in ('error', 'warning') else None)
+        def answer(route):
+            if known(route.request.url): return route.continue_()
+            said.append(route.request.url)
+            route.abort()
+        def listen(message):
+            if message.type in ('error', 'warning'): said.append(message.text)
+        page.route('**/*', answer)
+        page.on('console', listen)
         page.on('pageerror', lambda error: said.append(str(error)))
         page.on('dialog', lambda dialog: (said.append(dialog.message), dialog.dismiss()))
         page.goto(own)
@@ -82,7 +89,8 @@ def lacking_compiler():
     "Why nothing can be compiled; empty if it can."
     try: check_compiler('cpu')
     except ValueError as e: return str(e)
-    return '' if shutil.which('ninja') or shutil.which('ninja', path=sysconfig.get_path('scripts')) else 'ninja is not installed'
+    found = shutil.which('ninja') or shutil.which('ninja', path=sysconfig.get_path('scripts'))
+    return '' if found else 'ninja is not installed'
 
 
 def pytest_addoption(parser):
@@ -91,9 +99,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # small models make threads wait for each other
-    if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'  # what tests start runs beside other tests
+    if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'  # tests start processes beside others
     config.lacking = dict(slow='--fast was given' if config.getoption('--fast') else '',
-                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(), browser=lacking_browser(), compiler=lacking_compiler())
+                          gpu='' if torch.cuda.is_available() else 'no CUDA device', hub=lacking_hub(),
+                          browser=lacking_browser(), compiler=lacking_compiler())
 
 
 def pytest_report_header(config):

@@ -1,11 +1,11 @@
-"Runs one notebook in a process of its own: forked from one that has imported the libraries already, where forking is safe."
+"Runs one notebook in a process of its own, forked from one that has imported the libraries where that is safe."
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
-LIBRARIES = ['torch', 'torch.utils.flop_counter', 'torch.profiler', 'timm', 'matplotlib.pyplot', 'sklearn.datasets', 'IPython',
-             'nbdev.test', 'fastcore.test', 'accelerate', 'anywidget', 'huggingface_hub']
+LIBRARIES = ['torch', 'torch.utils.flop_counter', 'torch.profiler', 'timm', 'matplotlib.pyplot', 'sklearn.datasets',
+             'IPython', 'nbdev.test', 'fastcore.test', 'accelerate', 'anywidget', 'huggingface_hub']
 
 
 def context():

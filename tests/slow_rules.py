@@ -5,7 +5,7 @@ from adaptive_tokens.backbones.backbone import backbone_of
 
 
 def attention_by_hand(block, x, size):
-    "Update of the rows [n, D], attention [H, n, n], keys [n, H, Dh], length of each context [n, H]; a key of size s counts s times"
+    "Update [n, D], attention [H, n, n], keys [n, H, Dh], lengths of contexts [n, H]; a key counts by its size"
     n, attn = len(x), block.attn
     q, k, v = attn.qkv(block.norm1(x)).view(n, 3, attn.num_heads, attn.head_dim).unbind(1)
     q, k = attn.q_norm(q), attn.k_norm(k)

@@ -94,15 +94,16 @@ class Backbone:
     blocks:list           # Its blocks, each a `BackboneBlock`
     num_prefix_tokens:int # Tokens in front of the patches: class token, distillation token, registers
     num_read_tokens:int   # Of these, the ones that the head may read
-    has_class_token:bool
+    has_class_token:bool  # Whether the first of them is a class token
     pooling:str           # What the head reads: 'token' or 'avg'
     width:int             # Width D of a token
-    num_heads:int
+    num_heads:int         # Heads H of the first block
     num_patches:int       # Patches of an image of the size that the model was made for
-    num_classes:int
-    in_channels:int
+    num_classes:int       # Outputs of the head
+    in_channels:int       # Channels C of an image
     image_size:tuple      # Height and width in pixels
-    patch_size:tuple
+    patch_size:tuple      # The same of a patch
+    supported:str         # What the family understands, in words, for the message that refuses others
 
     @staticmethod
     def unsupported_part(vit):
@@ -155,7 +156,8 @@ def timm_arguments(self):
 FAMILIES = {}  # Families of backbones by the class of their models
 
 
-class UnsupportedBackbone(ValueError): "A backbone whose arithmetic this library does not understand"
+class UnsupportedBackbone(ValueError):
+    "A backbone whose arithmetic this library does not understand"
 
 
 def register_family(
@@ -206,7 +208,7 @@ def check_images(
 def probe(
     vit:nn.Module, # Timm model of a family that is known
 ):
-    "Raise UnsupportedBackbone unless the parts of the first block give what the block itself gives, on two sets of rows"
+    "Raise UnsupportedBackbone unless the parts of the first block give what the block gives, on two sets of rows"
     own, parameter = vit.blocks[0], next(vit.blocks[0].parameters())
     if parameter.is_meta: return
     modes = {module: module.training for module in own.modules()}

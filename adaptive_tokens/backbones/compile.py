@@ -13,7 +13,7 @@ def compiler(
     part,       # Function or module to compile
     **options,  # Options of torch.compile
 ):
-    "torch.compile that gives up less early: by default eight variants of a function (widths, tables, rates of dropout) are too many"
+    "torch.compile that gives up later: its eight variants of a function are too few for widths, tables, dropout rates"
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     return torch.compile(part, **options)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['token_score', 'scored_attention', 'keep_mask', 'default_places', 'budget_loss', 'ASViT', 'share_threshold',
-           'common_share', 'after_backward', 'reset_threshold', 'rank_stages']
+           'common_share', 'rank_stages']
 
 # %% ../../nbs/methods/03_asvit.ipynb #c7df5613
 import warnings
@@ -33,20 +33,20 @@ def token_score(
     context:Tensor, # Context of each row before the output projection [..., H, Dh]
 ) -> Tensor:        # Score of each row [...], float32, from 0 to 1
     "Head-importance-weighted class attention (AS-ViT eq. 5 to 7)"
-    H = context.float().norm(dim=-1)          # eq. 5
-    R = H / (H.sum(-1, keepdim=True) + 1e-8)  # eq. 6
-    return (R * A.float()).sum(-1)            # eq. 7
+    norms = context.float().norm(dim=-1)              # eq. 5
+    R = norms / (norms.sum(-1, keepdim=True) + 1e-8)  # eq. 6
+    return (R * A.float()).sum(-1)                    # eq. 7
 
 # %% ../../nbs/methods/03_asvit.ipynb #551e5ff4
 def scored_attention(
     block:BackboneBlock, # Block of a backbone
-    t:Tokens,            # Either table
+    t:Tokens,            # Table of either kind
 ) -> tuple[Tokens, Tensor]: # Table after the attention, before the MLP; score of each row
     "The first half of a block on the living tokens, and the score of each token from its attention"
     q, k, v = block.queries_keys_values(t)
-    context = t.attend(q, k, v, block.dropout)
-    S = token_score(t.class_attention(q, k), context)
-    return t + block.project(context), S
+    context = t.attend(q, k, v, block.dropout)         # eq. 3
+    S = token_score(t.class_attention(q, k), context)  # eq. 4; 5 to 7
+    return t + block.project(context), S               # eq. 1
 
 # %% ../../nbs/methods/03_asvit.ipynb #740d75e2
 def keep_mask(
@@ -65,8 +65,30 @@ def keep_mask(
 def default_places(
     L:int, # Blocks of the backbone
 ) -> tuple[int, ...]: # Blocks after which tokens are dropped, counted from 1
-    "After blocks 4, 7 and 10 of 12 (AS-ViT section 4.3), scaled to L blocks"
+    "After blocks 4, 7 and 10 of 12 (AS-ViT, section 4.3 and appendix A), scaled to L blocks"
     return tuple(sorted({min(max(round(p * L / 12), 1), L - 1) for p in (4, 7, 10)}))
+
+# %% ../../nbs/methods/03_asvit.ipynb #80009124
+FOLD_NAMES = 'fuse', 'merge'
+
+
+def check_places(vit, places, ramp=1., fold=None):
+    "Places as a sorted tuple; raises ValueError where tokens cannot be scored or dropped, for a bad ramp or fold"
+    if fold not in (None, *FOLD_NAMES): raise unknown_name('fold', fold, FOLD_NAMES)
+    if ramp < 0: raise must_be('ramp', ramp, '0 or more: 1 for equal shares, above 1 for gentle first stages')
+    L = len(vit.blocks)
+    if L < 2:
+        raise ValueError('AS-ViT drops patches between blocks, and this backbone has one block: take one with two '
+                         'or more')
+    if not backbone_of(vit).has_class_token:
+        raise ValueError('AS-ViT scores patches by what the class token attends to, and this backbone has none: take '
+                         'one with class_token=True')
+    if places is None:
+        usual = default_places(L)
+        return tuple(range(usual[0], usual[-1] + 1)) if fold == 'merge' else usual
+    if not places or any(not 1 <= p < L for p in places):
+        raise ValueError(f'places are {places}; give block numbers from 1 to {L - 1}, after which to drop')
+    return tuple(sorted(set(places)))
 
 # %% ../../nbs/methods/03_asvit.ipynb #675f67da
 def budget_loss(
@@ -76,20 +98,6 @@ def budget_loss(
 ) -> Tensor:      # Distance, a scalar in units of the dense cost
     "Distance of the mean cost from the budget (AS-ViT eq. 10), as a share of the dense cost"
     return (mean_over_ranks(spent.mean()) / dense - f).abs()
-
-# %% ../../nbs/methods/03_asvit.ipynb #6095c218
-def merge(t, M, S):
-    "Each patch that goes joins the most similar of those that stay"
-    return t.merge_dropped(M, t.x.detach())
-
-
-def fuse(t, M, S):
-    "All patches of an image that go become one token, in the place of the best of them"
-    best = t.argmax_per_image(S.detach(), M < .5)
-    return t.fold(torch.where(t.row_ids == best, torch.ones_like(M), M), best, S)
-
-
-FOLDS = {'fuse': fuse, 'merge': merge}
 
 # %% ../../nbs/methods/03_asvit.ipynb #3aab4b64
 @register
@@ -112,7 +120,7 @@ class ASViT(Method):
         budget_weight:float=9.2, # Weight lambda_1 of the budget loss, per dense cost
         patience:int=20,        # Steps with exactly zero gradient before a threshold counts as dead
         ramp:float=1.,          # Exponent of the shares: calibrated stage s keeps q**ramp**(s-1) of its patches
-        fold:str|None=None,     # What leaves is lost (None), becomes one token ('fuse') or joins the most similar ('merge')
+        fold:str|None=None,     # What leaves is lost (None), becomes one token ('fuse') or joins its like ('merge')
     ):
         super().__init__(vit, budget)
         self.places = check_places(vit, places, ramp, fold)
@@ -135,40 +143,17 @@ def forward(self, blocks, t, record=no_record):
     for l, block in enumerate(blocks, 1):
         if l not in theta:
             record(t)
-            t = run_block(block, t)
+            t = run_block(block, t)                      # eq. 1 and 2
             continue
-        entered, (t, S) = t, scored_attention(block, t)        # S: eq. 5 to 7
+        entered, (t, S) = t, scored_attention(block, t)  # eq. 1; S: eq. 3 to 7
         record(entered, S)
-        M = keep_mask(S, theta[l], self.T, t.is_prefix)        # eq. 8; in training eq. 9
-        if self.fold: t = FOLDS[self.fold](t, M, S)            # ours: what goes joins what stays, before the MLP
-        t = t + block.feed_forward(t)
-        if not self.fold: t = t.keep(M)
+        M = keep_mask(S, theta[l], self.T, t.is_prefix)  # eq. 8; in training eq. 9
+        if self.fold: t = FOLDS[self.fold](t, M, S)      # ours: what goes joins what stays, before the MLP
+        t = t + block.feed_forward(t)                    # eq. 2
+        if not self.fold: t = t.keep(M)                  # section 3.3: out of the table, or masked in training
     return t
 
-
-@method_of(ASViT)
-def threshold_lines(self, L):
-    theta = dict(zip(self.places, self.theta.tolist()))
-    return [theta[l] if theta.get(l, -1) >= 0 else None for l in range(1, L + 1)]  # a line below zero keeps all
-
-# %% ../../nbs/methods/03_asvit.ipynb #80009124
-def check_places(vit, places, ramp=1., fold=None):
-    "Places as a sorted tuple; raises ValueError where tokens cannot be scored or dropped, for a ramp below 0, another fold"
-    if fold not in (None, *FOLDS): raise unknown_name('fold', fold, FOLDS)
-    if ramp < 0: raise must_be('ramp', ramp, '0 or more: 1 for equal shares, above 1 for gentle first stages')
-    L = len(vit.blocks)
-    if L < 2: raise ValueError('AS-ViT drops patches between blocks, and this backbone has one block: take one with two or more')
-    if not backbone_of(vit).has_class_token:
-        raise ValueError('AS-ViT scores patches by what the class token attends to, and this backbone has none: take one with '
-                         'class_token=True')
-    if places is None:
-        usual = default_places(L)
-        return tuple(range(usual[0], usual[-1] + 1)) if fold == 'merge' else usual
-    if not places or any(not 1 <= p < L for p in places):
-        raise ValueError(f'places are {places}; give block numbers from 1 to {L - 1}, after which to drop')
-    return tuple(sorted(set(places)))
-
-
+# %% ../../nbs/methods/03_asvit.ipynb #a5510002
 @method_of(ASViT)
 def macs(self, vit, counts, patches, *_):
     backbone = backbone_of(vit)
@@ -177,13 +162,20 @@ def macs(self, vit, counts, patches, *_):
         block, n, left = backbone.blocks[p - 1], counts[..., p - 1], counts[..., p]
         beside = beside + class_row_macs(block, n)
         if self.fold: beside = beside + mlp_macs(block, left - n)
-        if self.fold == 'merge': beside = beside + match_macs(n - left, left - backbone.num_prefix_tokens, backbone.width)
+        if self.fold == 'merge':
+            beside = beside + match_macs(n - left, left - backbone.num_prefix_tokens, backbone.width)
     return macs(vit, counts, patches) + beside
 
 
 @method_of(ASViT)
 def extra_losses(self, trace, vit):
     return {'budget': self.budget_weight * budget_loss(trace.macs, trace.dense, self.budget)}
+
+
+@method_of(ASViT)
+def threshold_lines(self, L):
+    theta = dict(zip(self.places, self.theta.tolist()))
+    return [theta[l] if theta.get(l, -1) >= 0 else None for l in range(1, L + 1)]  # a line below zero keeps all
 
 # %% ../../nbs/methods/03_asvit.ipynb #cc6236cf
 def share_threshold(
@@ -195,6 +187,20 @@ def share_threshold(
     k = round(q * len(S))
     if k == len(S): return S.new_tensor(-1.)
     return S[0] if k == 0 else (S[k - 1] + S[k]) / 2
+
+# %% ../../nbs/methods/03_asvit.ipynb #d38aff38
+def common_share(
+    vit:nn.Module, # Timm model
+    places:tuple,  # Blocks after which tokens are dropped
+    budget:float,  # Share of the dense multiply-adds
+    ramp:float=1., # Exponent of the shares: stage s keeps q**ramp**(s-1) of what stage s-1 left
+) -> float:        # Share q of the patches that a stage keeps
+    "The q that meets the budget if all images keep the same number: bisection on the cost function"
+    backbone, dense = backbone_of(vit), macs(vit)
+    power = torch.tensor([sum(ramp**s for s, p in enumerate(places) if l > p) for l in range(1, len(vit.blocks) + 1)])
+
+    def fits(q): return macs(vit, backbone.num_patches * q**power + backbone.num_prefix_tokens).item() <= budget * dense
+    return halve(fits, 0., 1., 20)[0]
 
 # %% ../../nbs/methods/03_asvit.ipynb #dae4c004
 @method_of(ASViT)
@@ -215,7 +221,7 @@ def leave(self, block, t, M, S):
 
 @method_of(ASViT)
 def thresholds_at(self, vit, tables, q):
-    "Thresholds for one q, and the mean share of the cost that results; tables: of each batch at the first decision, with scores"
+    "Thresholds for one q, and the mean share spent; tables: of each batch at the first decision, with scores"
     blocks, theta, counts, ends = backbone_of(vit).blocks, [], [], (*self.places, len(vit.blocks))
     first = torch.cat([torch.full((t.B,), float(t.N), device=t.x.device) for t, _ in tables])
     for s, (start, stop) in enumerate(zip(ends, ends[1:])):
@@ -240,8 +246,9 @@ def calibrate(self, vit, batches, budget):
     def fits(q):
         found[q] = self.thresholds_at(vit, tables, q)
         return found[q][1] <= budget
-    if not fits(0.): raise ValueError(f'budget {budget} is out of reach: with every patch dropped after blocks {self.places} '
-                                      f'{found[0.][1]:.3f} of the dense multiply-adds remain')
+    if not fits(0.):
+        raise ValueError(f'budget {budget} is out of reach: with every patch dropped after blocks {self.places} '
+                         f'{found[0.][1]:.3f} of the dense multiply-adds remain')
     q, _ = halve(fits, 0., 1., 10)
     theta, spent = found[q]
     self.theta.data.copy_(theta)
@@ -254,21 +261,7 @@ def init_from_data(self, vit, batches):
     "Thresholds at the score quantiles that meet the budget, unless they are set already"
     if (self.theta < 0).all(): self.calibrate(vit, batches, self.budget)
 
-# %% ../../nbs/methods/03_asvit.ipynb #d38aff38
-def common_share(
-    vit:nn.Module, # Timm model
-    places:tuple,  # Blocks after which tokens are dropped
-    budget:float,  # Share of the dense multiply-adds
-    ramp:float=1., # Exponent of the shares: stage s keeps q**ramp**(s-1) of what stage s-1 left
-) -> float:        # Share q
-    "The q that meets the budget if all images keep the same number: bisection on the cost function"
-    backbone, dense = backbone_of(vit), macs(vit)
-    power = torch.tensor([sum(ramp**s for s, p in enumerate(places) if l > p) for l in range(1, len(vit.blocks) + 1)])
-
-    def fits(q): return macs(vit, backbone.num_patches * q**power + backbone.num_prefix_tokens).item() <= budget * dense
-    return halve(fits, 0., 1., 20)[0]
-
-
+# %% ../../nbs/methods/03_asvit.ipynb #a5510003
 @method_of(ASViT)
 def after_backward(self, trace, vit):
     "Count steps with exactly zero gradient; reset a threshold that has been silent for `patience` of them and warn"
@@ -292,6 +285,20 @@ def reset_threshold(self, s, trace, vit):
     warnings.warn(f'threshold after block {p} has had exactly zero gradient for {self.patience} steps: no score came '
                   f'near {self.theta[s].item():.4g}. Reset to {theta:.4g}', stacklevel=3)
     self.theta.data[s], self.silent[s] = theta, 0
+
+# %% ../../nbs/methods/03_asvit.ipynb #6095c218
+def merge(t, M, S):
+    "Each patch that goes joins the most similar of those that stay"
+    return t.merge_dropped(M, t.x.detach())
+
+
+def fuse(t, M, S):
+    "All patches of an image that go become one token, in the place of the best of them"
+    best = t.argmax_per_image(S.detach(), M < .5)
+    return t.fold(torch.where(t.row_ids == best, torch.ones_like(M), M), best, S)
+
+
+FOLDS = {'fuse': fuse, 'merge': merge}
 
 # %% ../../nbs/methods/03_asvit.ipynb #80599b9a
 @torch.no_grad()

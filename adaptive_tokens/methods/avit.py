@@ -69,7 +69,8 @@ def prior_loss(
     prior:Tensor, # Wanted mean distribution [L]
 ) -> Tensor:      # Distance, a scalar in nats
     "KL divergence of the mean halting distribution from the prior (A-ViT, section 3)"
-    H, tiny = mean_over_ranks(p.mean((0, 2))), torch.finfo(torch.float32).tiny  # of log 0 neither value nor slope is finite
+    H = mean_over_ranks(p.mean((0, 2)))
+    tiny = torch.finfo(torch.float32).tiny  # of log 0 neither value nor slope is finite
     return (H * (H.clamp_min(tiny).log() - prior.to(H).clamp_min(tiny).log())).sum()  # sum of H log(H / prior)
 
 # %% ../../nbs/methods/01_avit.ipynb #55b5ea05
@@ -102,11 +103,11 @@ def check_halting(vit, budget, beta, centre, prior, **numbers):
     "Raise ValueError for numbers or a backbone that A-ViT cannot work with"
     backbone, L = backbone_of(vit), len(vit.blocks)
     if not backbone.has_class_token or backbone.pooling != 'token':
-        others = ("'as-vit' and 'adavit' pool as the backbone does" if backbone.has_class_token else
-                  "'as-vit' and 'adavit' may pool by average, but they, too, ask the class token what matters")
-        raise ValueError('A-ViT answers with the state of the class token, averaged over the blocks it ran, and this backbone '
-                         f'pools by {backbone.pooling!r} and has {"a" if backbone.has_class_token else "no"} class token: take '
-                         f"one with class_token=True and global_pool='token'. {others}")
+        has, others = ('a', "'as-vit' and 'adavit' pool as the backbone does") if backbone.has_class_token else (
+            'no', "'as-vit' and 'adavit' may pool by average, but they, too, ask the class token what matters")
+        raise ValueError('A-ViT answers with the state of the class token, averaged over the blocks it ran, and this '
+                         f'backbone pools by {backbone.pooling!r} and has {has} class token: take one with '
+                         f"class_token=True and global_pool='token'. {others}")
     for name, value in numbers.items():
         if name == 'eps': right, text = 0 < value < 1, 'between 0 and 1'
         elif name in ('gamma', 'sigma'): right, text = value > 0, 'above 0' + ', in blocks' * (name == 'sigma')
@@ -115,8 +116,9 @@ def check_halting(vit, budget, beta, centre, prior, **numbers):
     if beta is not None and not abs(beta) < torch.inf: raise must_be('beta', beta, 'a finite number')
     if prior not in PRIORS: raise unknown_name('prior', prior, PRIORS)
     depth = budget_depth(vit, budget)
-    if depth < 1: raise ValueError(f'budget {budget} is a target depth of {depth:.2f} blocks, and a token runs at least 1 of '
-                                   f'{L}: give more')
+    if depth < 1:
+        raise ValueError(f'budget {budget} is a target depth of {depth:.2f} blocks, and a token runs at least 1 of '
+                         f'{L}: give more')
     if centre is not None and not 1 <= centre <= L:
         raise ValueError(f'centre is {centre}; it is a block of this network, from 1 to {L}')
 
@@ -202,7 +204,7 @@ def channel_values(
     vit:nn.Module, # Timm model
     batches:list,  # Image batches [B, C, height, width], all of one size
 ) -> Tensor:       # First channel of each token after each block [L, images, N]
-    "What the halting channel holds where nobody halts"
+    "What the halting channel holds where no token halts"
     backbone, columns = backbone_of(vit), []
     for images in batches:
         t, rows = PackedTokens(backbone.embed(images), backbone.num_prefix_tokens), []
@@ -224,7 +226,7 @@ def shifts_for_mean_score(
 # %% ../../nbs/methods/01_avit.ipynb #e8f45e8c
 @method_of(AViT)
 def initial_shifts(self, z):
-    "Shifts [L] for z, gamma times the halting channel [L, images, N]: mean scores of 0.01, of 0.001 for the tokens that are read"
+    "Shifts [L] for z, gamma times the channel [L, images, N]: mean scores of 0.01, of 0.001 where a token is read"
     R = self.num_read_tokens
     read = [shifts_for_mean_score(z[..., r], .001) for r in range(R)]
     return torch.stack([shifts_for_mean_score(z[..., R:].flatten(1), .01), *read]).amin(0)
@@ -250,8 +252,8 @@ def calibrate(self, vit, batches, budget):
         self.beta.copy_(own + shift)
         return mean_share(self, vit, batches)
     if (least := share_at(high)) > budget:
-        raise ValueError(f'budget {budget} is out of reach: with every token halted after block 1 {least:.3f} of the dense '
-                         'multiply-adds remain')
+        raise ValueError(f'budget {budget} is out of reach: with every token halted after block 1 {least:.3f} of the '
+                         'dense multiply-adds remain')
     spent, shift = bisect(share_at, low, high, budget)
     self.beta.copy_(own + shift)
     return spent

@@ -15,10 +15,14 @@ class EViT(ByClassAttention):
     "EViT (Liang et al. 2022): a fixed share stays, the others become one token, weighted by class attention"
     name, colours, markers = 'evit', {'': '#7A6FF0'}, {'': '<'}
 
-    def num_kept(self, l, n, share): return min(round(share * n) + 1, n)
+    def num_kept(self, l, n, share):
+        "Patches that are left of n, the fused one among them"
+        return min(round(share * n) + 1, n)
 
     def leave(self, l, t, q, k):
+        "The table with the patches behind the best k merged into one, and the class attention that decided"
         S = self.score(t, q, k)
-        order = t.as_grid(S)[:, t.P:].argsort(1, descending=True) + t.P
-        into, rest = order.tensor_split([self.num_kept(l, order.shape[1], self.share)], 1)
-        return t.merge(rest, into[:, -1:].expand_as(rest), S) if rest.shape[1] else t, S
+        order = t.as_grid(S)[:, t.P:].argsort(1, descending=True) + t.P  # columns of the grid, the best first
+        left, rest = order.tensor_split([self.num_kept(l, order.shape[1], self.share)], 1)
+        if not rest.shape[1]: return t, S
+        return t.merge(rest, left[:, -1:].expand_as(rest), S), S

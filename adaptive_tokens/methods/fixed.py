@@ -20,6 +20,7 @@ class FixedRate(ByClassAttention):
     colours, markers = {'': '#CC79A7'}, {'': 'v'}
 
     def leave(self, l, t, q, k):
+        "The table without the patches that leave in block l, and the class attention that decided"
         S = self.score(t, q, k)
         return self.keep_best(l, t, self.sign * t.as_grid(S)[:, t.P:]), S
 
@@ -29,11 +30,13 @@ class LowestK(FixedRate):
     "The patches with the lowest class attention stay: how much worse can it get?"
     name, sign = 'lowest', -1
 
+
 @register
 class RandomK(FixedCount):
     "Patches stay by chance, the same ones in every image and at every call"
     name = 'random'
 
     def leave(self, l, t, q, k):
+        "The table without the patches that leave in block l, and the numbers drawn for its rows"
         chance = torch.rand(t.N, generator=torch.Generator().manual_seed(l)).to(t.x.device)[t.index]
         return self.keep_best(l, t, t.as_grid(chance)[:, t.P:]), chance

@@ -19,10 +19,10 @@ from ..tokens.attention import no_autocast
 
 # %% ../../nbs/methods/06_tome.ipynb #b4c3b49b
 def match_pairs(
-    f:Tensor, # features of length one [B, n, d]
-    r:int,    # pairs per image
-) -> tuple[Tensor, Tensor, Tensor]: # who goes, into whom [B, r]; the order in which the others are dealt next [B, n - r]
-    "Bipartite soft matching (ToMe): each even patch finds its most alike odd one, the r best pairs count"
+    f:Tensor, # Features of length one [B, n, d]
+    r:int,    # Pairs per image
+) -> tuple[Tensor, Tensor, Tensor]: # Who goes, into whom [B, r]; the others in the order of the next deal [B, n - r]
+    "Bipartite soft matching (ToMe section 3): each even patch finds its most alike odd one, the r best pairs count"
     with no_autocast(f): best, into = (f[:, ::2] @ f[:, 1::2].mT).max(-1)
     ranked = best.argsort(1, descending=True)
     src, rest = ranked.tensor_split([r], 1)
@@ -41,18 +41,24 @@ class ToMe(FixedCount):
         super().__init__(vit, budget, places, share)
 
     def num_kept(self, l, n, share):
+        "Patches that are left of n in block l; a share of 0 merges half of all patches in the first block"
         r = (1 - share) * self.most
         return n - min(int(r * l + .5) - int(r * (l - 1) + .5), n // 2)
 
-    def decision_macs(self, block, n): return match_macs((n - self.P + 1)//2, (n - self.P)//2, block.head_dim)
+    def decision_macs(self, block, n):
+        "Multiply-adds of comparing A with B"
+        return match_macs((n - self.P + 1)//2, (n - self.P)//2, block.head_dim)
 
     def leave(self, l, t, q, k):
+        "The table with the r best pairs of block l merged; it carries the order in which patches are dealt next"
         keys = t.as_grid(k.detach())[:, t.P:]  # [B, n, H, Dh]
         n = keys.shape[1]
         if n < 2: return t, None
-        r = n - self.num_kept(l, n, self.share)
-        order = getattr(t, 'order', torch.arange(n, device=keys.device).expand(t.B, -1))  # patch of the grid that is dealt i-th
-        f = F.normalize(keys.float().mean(2), dim=-1).gather(1, order[..., None].expand(-1, -1, keys.shape[-1]))
+        r, order = n - self.num_kept(l, n, self.share), getattr(t, 'order', None)
+        if order is None: order = torch.arange(n, device=keys.device).expand(t.B, -1)  # patch that is dealt i-th
+        f = F.normalize(keys.float().mean(2), dim=-1)
+        f = f.gather(1, order[..., None].expand_as(f))
         src, dst, rest = (order.gather(1, at) for at in match_pairs(f, r))
         place = torch.ones_like(order).scatter(1, src, 0).cumsum(1) - 1  # of those that are left, in the next grid
-        return (t.merge(src + t.P, dst + t.P) if r else t).replace(order=place.gather(1, rest)), None
+        merged = t.merge(src + t.P, dst + t.P) if r else t
+        return merged.replace(order=place.gather(1, rest)), None

@@ -26,7 +26,8 @@ def halve(
     for _ in range(rounds):
         middle = (low + high) / 2
         fitting = fits(middle)
-        if isinstance(fitting, Tensor): low, high = torch.where(fitting, middle, low), torch.where(fitting, high, middle)
+        if isinstance(fitting, Tensor):
+            low, high = torch.where(fitting, middle, low), torch.where(fitting, high, middle)
         elif fitting: low = middle
         else: high = middle
     return low, high

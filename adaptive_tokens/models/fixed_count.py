@@ -7,12 +7,12 @@ __all__ = ['FixedCount', 'ByClassAttention']
 
 # %% ../../nbs/models/06_fixed_count.ipynb #8b862fdd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 # %% ../../nbs/models/06_fixed_count.ipynb #6b864ad2
 from ..backbones.backbone import backbone_of, run_block
 from .budget import largest_within
-from .cost import class_row_macs, macs, mlp_macs
+from . import cost
 from .method import Method
 from .trace import no_record
 from ..patching import method_of
@@ -20,7 +20,7 @@ from ..patching import method_of
 # %% ../../nbs/models/06_fixed_count.ipynb #d40557d8
 class FixedCount(Method):
     "Rules that leave the same number of tokens in every image; the budget sets the knob, no data needed"
-    paper_blocks = 4, 7, 10  # blocks of 12 in which tokens leave, from 1
+    paper_blocks = 4, 7, 10  # Blocks of 12 in which tokens leave, from 1
 
     def __init__(self,
         vit:nn.Module,          # Timm model
@@ -29,14 +29,21 @@ class FixedCount(Method):
         share:float|None=None,  # Knob from 0 (cheapest) to 1 (dense); None: what meets the budget
     ):
         super().__init__(vit, budget)
-        if share is not None and not 0 <= share <= 1: raise ValueError(f'share is {share}; it goes from 0 (cheapest) to 1 (dense)')
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f'share is {share}; it goes from 0 (cheapest) to 1 (dense)')
         backbone = backbone_of(vit)
         self.P, self.places = backbone.num_prefix_tokens, check_blocks(len(backbone.blocks), self.paper_blocks, places)
         self.share = self.solve_share(vit, self.budget, backbone.num_patches) if share is None else share
 
-    def num_kept(self, l, n, share): return round(share * n)  # patches that are left of n in block l
-    def decision_macs(self, block, n): return 0  # multiply-adds to decide over n rows
     def options(self): return {'places': list(self.places), 'share': self.share}
+
+    def num_kept(self, l, n, share):
+        "Patches that are left of n in block l"
+        return round(share * n)
+
+    def decision_macs(self, block, n):
+        "Multiply-adds of deciding over n rows"
+        return 0
 
     def forward(self, blocks, t, record=no_record):
         for l, block in enumerate(blocks, 1):
@@ -60,7 +67,7 @@ def check_blocks(L, paper_blocks, places):
         raise ValueError(f'places are {places}; give numbers of blocks from 1 to {L}, in which tokens leave')
     return tuple(sorted(set(places)))
 
-
+# %% ../../nbs/models/06_fixed_count.ipynb #f1c00010
 @method_of(FixedCount)
 def counts_at(self, share, patches, L):
     "Tokens that enter each of L blocks at a share [L], float64: the same for every image"
@@ -74,12 +81,13 @@ def counts_at(self, share, patches, L):
 @method_of(FixedCount)
 def macs(self, vit, counts, patches, *_, share=None):
     "Multiply-adds of all blocks, less the MLP of those who left inside a block, and what deciding costs"
-    share, blocks, spent = self.share if share is None else share, backbone_of(vit).blocks, macs(vit, counts, patches)
+    share, blocks = self.share if share is None else share, backbone_of(vit).blocks
+    spent = cost.macs(vit, counts, patches)
     for p in self.places:
         block, n = blocks[p - 1], counts[..., p - 1]
         if p < len(blocks): left = counts[..., p]
         else: left = self.num_kept(p, int(n.flatten()[0]) - self.P, share) + self.P
-        spent = spent + mlp_macs(block, left - n) + self.decision_macs(block, n)
+        spent = spent + cost.mlp_macs(block, left - n) + self.decision_macs(block, n)
     return spent
 
 # %% ../../nbs/models/06_fixed_count.ipynb #87e13263
@@ -87,7 +95,7 @@ def macs(self, vit, counts, patches, *_, share=None):
 def share_of_dense(self, vit, share, patches):
     "Cost at a share of the patches, as a share of the dense cost"
     counts = self.counts_at(share, patches, len(vit.blocks))
-    return self.macs(vit, counts, patches, share=share).item() / macs(vit, None, patches)
+    return self.macs(vit, counts, patches, share=share).item() / cost.macs(vit, None, patches)
 
 
 @method_of(FixedCount)
@@ -103,7 +111,7 @@ def calibrate(self, vit, batches, budget):
     self.share = self.solve_share(vit, budget, rows * columns)
     return self.share_of_dense(vit, self.share, rows * columns)
 
-
+# %% ../../nbs/models/06_fixed_count.ipynb #f1c00013
 @method_of(FixedCount)
 def keep_best(self, l, t, S):
     "The table with the patches that stay, of grid scores S [B, n]"
@@ -119,5 +127,10 @@ class ByClassAttention(FixedCount):
                              "take one with class_token=True, or method 'tome'")
         super().__init__(vit, budget, places, share)
 
-    def decision_macs(self, block, n): return class_row_macs(block, n)
-    def score(self, t, q, k): return t.class_attention(q, k).mean(-1)
+    def decision_macs(self, block, n):
+        "Multiply-adds of the class token's row of attention"
+        return cost.class_row_macs(block, n)
+
+    def score(self, t, q, k):
+        "Class attention of each row, the mean over heads"
+        return t.class_attention(q, k).mean(-1)

@@ -16,11 +16,11 @@ from inspect import signature
 from torch import Tensor, nn
 
 # %% ../../nbs/models/03_method.ipynb #10aca4c8
-from ..backbones.backbone import backbone_of, run_block
+from ..backbones.backbone import backbone_of
 from ..devices import mean_over_ranks
 from ..errors import unknown_name
 from .budget import check_budget
-from .cost import macs
+from . import cost
 from .trace import Recorder, Trace
 from ..patching import method_of
 from ..tokens.packed import PackedTokens
@@ -29,15 +29,15 @@ from ..tokens.packed import PackedTokens
 class Method(nn.Module):
     "Decides which tokens take part; subclasses give `name`, a loop over blocks, and a way to meet a budget"
     name = None
-    forms = {}           # further names, behind a colon, with the options that they stand for
-    colours, markers = {}, {} # how it is drawn, by form; '': the plain one
-    score_words = 'score', 'line at' # what its score is called, and what a threshold does
-    weighs_heads = False # whether its score is a sum over heads that can be asked one by one
-    distill_weight = 0.  # of the divergence from the dense model's logits
-    token_weight = 0.    # of the distance of the patches that are left at the end from the dense model's
-    lr_scale = 1.        # learning rate of the method's own parameters, per rate of the weights
-    keep_float32 = ()    # names of own tensors that stay float32 when the model changes its precision
-    resume_attributes = () # names of own plain attributes that training changes
+    forms = {}           # Further names, behind a colon, with the options that they stand for
+    colours, markers = {}, {} # How it is drawn, by form; '': the plain one
+    score_words = 'score', 'line at' # What its score is called, and what a threshold does
+    weighs_heads = False # Whether its score is a sum over heads that can be asked one by one
+    distill_weight = 0.  # Weight of the divergence from the dense model's logits
+    token_weight = 0.    # Weight of the distance of the patches that are left at the end from the dense model's
+    lr_scale = 1.        # Learning rate of the method's own parameters, per rate of the weights
+    keep_float32 = ()    # Names of own tensors that stay float32 when the model changes its precision
+    resume_attributes = () # Names of own plain attributes that training changes
 
     def __init__(self,
         vit:nn.Module,     # Timm model it will steer; only its shape is read
@@ -47,7 +47,7 @@ class Method(nn.Module):
         self.budget = check_budget(budget)
 
     def forward(self, blocks, t, record):
-        "The table [after the last block] of a table that enters the first one; not called at budget 1, where nothing is decided"
+        "The table behind the last block, from the one before the first; not called at budget 1: nothing is decided"
         raise NotImplementedError(f'{type(self).__name__} has no loop over blocks')
 
     def options(self):
@@ -69,7 +69,7 @@ class Method(nn.Module):
 @method_of(Method)
 def macs(self, vit, counts, patches, heads=None, sublayers=None):
     "Multiply-adds [B] of images whose blocks were entered by `counts` [B, L] tokens, deciding included"
-    return macs(vit, counts, patches)
+    return cost.macs(vit, counts, patches)
 
 
 @method_of(Method)
@@ -96,7 +96,7 @@ def set_budget(self, vit, budget):
 
 @method_of(Method)
 def calibrate(self, vit, batches, budget):
-    "Turn the method's knob, without a gradient, until images cost the budget, which is set already; returns the share spent"
+    "Turn the knob, without a gradient, until images cost the budget, which is set already; returns the share spent"
     raise NotImplementedError(f'{self.name} has no knob to calibrate')
 
 
@@ -189,20 +189,13 @@ def mean_share(
 
 @contextmanager
 def rollback_on_error(
-    method:Method, # Method whose budget and tensors may change inside
+    method:Method, # Method whose attributes and tensors may change inside
 ):                 # Context
-    "If the block fails, the method has its former budget and tensors again"
-    budget, state = method.budget, {name: value.clone() for name, value in method.state_dict().items()}
+    "If the block fails, the method has its former budget, attributes and tensors again"
+    plain = {name: value for name, value in vars(method).items() if name[0] != '_'}
+    tensors = {name: value.clone() for name, value in method.state_dict().items()}
     try: yield
     except BaseException:
-        method.budget = budget
-        method.load_state_dict(state)
+        vars(method).update(plain)
+        method.load_state_dict(tensors)
         raise
-
-# TEMPORARY SHIMS
-
-from .budget import bisect, check_budget, largest_within as largest
-Method.penalties = lambda self, *a: self.extra_losses(*a)
-Method.start = lambda self, *a: self.init_from_data(*a)
-Method.moving = property(lambda self: self.resume_attributes)
-Method.exact = property(lambda self: self.keep_float32)

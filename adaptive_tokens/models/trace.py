@@ -21,14 +21,14 @@ from ..patching import method_of
 @dataclass
 class Trace:
     "What an adaptive model did with each image of a batch; row l is block l, counted from 0"
-    active: Tensor     # [B, L, N] bool, token took part in block l (prefix tokens included)
-    score: Tensor      # [B, L, N] float, the method's score after block l, nan where it gave none; carries gradients in training
-    heads: Tensor      # [B, L, H] bool, head ran
-    sublayers: Tensor  # [B, L, 2] bool, attention and MLP ran
-    macs: Tensor       # [B] multiply-adds of each image, everything counted; carries gradients in training
-    gates: list|None = None # of each block, where a method has gates: `Gates`, with gradients in training
-    final: tuple|None = None # in training, for methods with a `token_weight`: normed tokens [B, N, D], and who is left [B, N]
-    dense: float = float('nan') # multiply-adds of the dense model for such an image
+    active: Tensor     # Whether a token took part in block l [B, L, N], prefix tokens included
+    score: Tensor      # The method's score after block l [B, L, N], nan where it gave none; with gradients in training
+    heads: Tensor      # Whether a head ran [B, L, H]
+    sublayers: Tensor  # Whether attention and MLP ran [B, L, 2]
+    macs: Tensor       # Multiply-adds of each image [B], everything counted; with gradients in training
+    gates: list|None = None # `Gates` of each block, where a method has gates; with gradients in training
+    final: tuple|None = None # In training, for a `token_weight`: normed tokens [B, N, D], and which are left [B, N]
+    dense: float = float('nan') # Multiply-adds of the dense model for such an image
 
     @property
     def share(self):
@@ -98,7 +98,8 @@ def trace(self, vit, method, patches):
         ran = active.any(2)[..., None]  # [B, L, 1]
         heads, sublayers = ran.expand(-1, -1, backbone_of(vit).num_heads), ran.expand(-1, -1, 2)
         return Trace(active, score, heads, sublayers, method.macs(vit, counts, patches), dense=dense)
-    heads, sublayers = (torch.stack([getattr(g, kind).float() for g in self.gates], 1) for kind in ('heads', 'sublayers'))
+    heads = torch.stack([gates.heads.float() for gates in self.gates], 1)
+    sublayers = torch.stack([gates.sublayers.float() for gates in self.gates], 1)
     spent = method.macs(vit, counts, patches, heads, sublayers)
     ran = sublayers.bool()
     return Trace(active, score, heads.bool() & ran[..., :1], ran, spent, self.gates, dense=dense)

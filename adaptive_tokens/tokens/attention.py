@@ -21,15 +21,17 @@ def no_autocast(
     "Products of float32 stay float32 in here: autocast would round scores and similarities, and decisions with them"
     return torch.autocast(z.device.type, enabled=False)
 
+
 def masked_softmax(
     logits:Tensor, # Attention logits [B, H, Q, N]
     mask:Tensor,   # 1 for keys that are seen, 0 for others, times the size of a merged token [B, 1, Q or 1, N]
 ) -> Tensor:       # Attention over the living keys [B, H, Q, N], float32
-    "Softmax over the keys whose mask is 1; differentiable in the mask (AS-ViT section 3.3, DynamicViT's attention mask)"
+    "Softmax over the keys whose mask is 1, differentiable in the mask (AS-ViT section 3.3; DynamicViT's attention)"
     logits = logits.float()
     top = logits.detach().masked_fill(mask < .5, float('-inf')).amax(-1, keepdim=True)
     a = (logits - top).clamp(max=20).exp() * mask
     return a / a.sum(-1, keepdim=True)
+
 
 def attention_mask(
     mask:Tensor, # Living tokens [B, N], float or bool
@@ -51,6 +53,7 @@ class MaskSlope(torch.autograd.Function):
         context, mask, q, k, v, size = ctx.saved_tensors
         return g, mask_gradient(g, context, mask, q, k, v, size).to(mask.dtype), None, None, None, None
 
+
 def mask_gradient(
     g:Tensor,       # Gradient of the context [B, H, N, Dh]
     context:Tensor, # Context of the forward pass [B, H, N, Dh]
@@ -68,7 +71,8 @@ def mask_gradient(
     top = torch.maximum(logits.masked_fill(~living, float('-inf')).amax(-1), own)
     w = logits.sub_(top[..., None]).clamp_(max=20).exp_()
     itself = (own - top).exp()
-    total = (w @ living.mT.to(w.dtype))[..., 0] + itself * (1 - living[:, :, 0].to(w.dtype))  # a dropped token still sees itself
+    dropped = 1 - living[:, :, 0].to(w.dtype)
+    total = (w @ living.mT.to(w.dtype))[..., 0] + itself * dropped  # a dropped token still sees itself
     g, v, context = g.float(), v.float(), context.float()
     g_c = torch.cat([g, (g * context).sum(-1, keepdim=True)], -1) / total[..., None]  # [B, H, N, Dh + 1]
     pulled = w.mT @ g_c - itself[..., None] * g_c
@@ -91,7 +95,8 @@ def masked_attention(
         allowed = bias if mask is None else torch.where(allowed, bias, float('-inf'))
     context = F.scaled_dot_product_attention(q, k, v, allowed, dropout)
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
-        context = MaskSlope.apply(context, mask, q.detach(), k.detach(), v.detach(), None if size is None else size.detach())
+        held = (None if z is None else z.detach() for z in (q, k, v, size))
+        context = MaskSlope.apply(context, mask, *held)
     return context.transpose(1, 2)
 
 # %% ../../nbs/tokens/02_attention.ipynb #ec618089

@@ -47,7 +47,8 @@ class MaskedTokens(Tokens):
     def class_attention(self, q, k):
         with no_autocast(q):
             logits = torch.einsum('bhd,bnhd->bhn', q[:, 0].float(), k.float())[:, :, None] * q.shape[-1]**-.5
-        a = logits.softmax(-1) if self.mask is None else masked_softmax(logits, self.weight()[:, None, None])
+        if self.mask is None and self.size is None: a = logits.softmax(-1)
+        else: a = masked_softmax(logits, self.weight()[:, None, None])
         return a[:, :, 0].mT  # [B, N, H]
 
     def weight(self):

@@ -19,7 +19,7 @@ from .table import Tokens
 # %% ../../nbs/tokens/05_packed.ipynb #6ff32440
 class PackedTokens(Tokens):
     "A table of survivors, each image with its own count: for inference"
-    fresh = False  # whether no other table holds these rows, so that they may be changed in place
+    fresh = False  # whether these rows were just written: no other table holds them, they may change in place
 
     def __init__(self,
         x:Tensor, # Token rows of full images [B, N, D]
@@ -150,8 +150,8 @@ def merge_dropped(self, on, f):
 def argmax_per_image(self, values, among):
     values, T = values.masked_fill(~among, float('-inf')), len(self.x)
     best = values.new_full((self.B,), float('-inf')).scatter_reduce(0, self.image, values, 'amax')
-    is_best = among & (values == best[self.image])
-    row = self.offsets.new_full((self.B,), T).scatter_reduce(0, self.image, torch.where(is_best, self.row_ids, T), 'amin')
+    rows = torch.where(among & (values == best[self.image]), self.row_ids, T)
+    row = self.offsets.new_full((self.B,), T).scatter_reduce(0, self.image, rows, 'amin')
     return torch.where(row == T, -1, row)[self.image]
 
 # %% ../../nbs/tokens/05_packed.ipynb #c55e0027

@@ -14,7 +14,7 @@ from ..patching import method_of
 
 # %% ../../nbs/tokens/01_table.ipynb #d13c574d
 class Tokens:
-    "Rows `x` of the tokens of a batch, their `index` in the full image, `P` prefix tokens, `N` tokens of a full image, `B` images"
+    "Rows `x` of the tokens of `B` images of `N` tokens, `P` of them prefix tokens, and their `index` in the full image"
     size = None    # Tokens that each row stands for, in the shape of `index`; None: one each
     normed = None  # Rows behind the norm of the next block, where a method has computed them already
 
@@ -104,7 +104,7 @@ def add_rows(self,
     lent:Tokens,   # Table that `select` gave, its rows unchanged
     update:Tensor, # What is added to them [lent rows, D]
 ):                 # This table with the sum in the place of the lent rows
-    "`write_back(lent + update)` in one pass"
+    "`write_back(lent + update)` in one pass; a table whose rows were just written is used up, its rows may change"
     raise NotImplementedError
 
 # %% ../../nbs/tokens/01_table.ipynb #a51d0d14
@@ -140,7 +140,7 @@ def expand_to_rows(self,
 @method_of(Tokens)
 def fold(self,
     on:Tensor, # Decision in the shape of `index`: 1 stays, 0 goes
-    to:Tensor, # Row that takes each one in, by `row_ids`; below 0: none; in the shape of `index`
+    to:Tensor, # Row that stays and takes each one in, by `row_ids`; below 0: none; in the shape of `index`
     w:Tensor|None=None, # Weights of the mean, in the shape of `index`; None: sizes, which then add up
 ):             # The table without the rows that go
     "Average the rows that go into others"

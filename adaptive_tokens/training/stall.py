@@ -23,7 +23,7 @@ class StallMonitor:
     ):
         "Look at the numbers of one step"
         method = getattr(run.model, 'method', None)
-        if method is None or method.budget == 1: return
+        if method is None or not method.decides: return
         self._watch_gradients(method, run.steps)
         self._watch_cost(method.budget, share, run.steps)
 

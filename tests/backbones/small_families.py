@@ -23,3 +23,6 @@ def make(kw):
         for name, p in vit.named_parameters():
             if 'gamma' in name: p.uniform_(.1, 1)
     return vit
+
+
+SAMPLES = {'TimmViT': FAMILIES}  # by family: models that tests/backbones/test_conformance_backbones.py asks

@@ -144,8 +144,8 @@ def test_all_heads_shut_still_costs_the_mlp_and_nothing_open_costs_nothing():
 
 
 @pytest.mark.parametrize('kw', FAMILIES, ids=str)
-@pytest.mark.parametrize('options', [dict(), dict(form='partial'), dict(kinds=('patches',)), dict(kinds=('heads', 'sublayers')),
-                                     dict(mask_mlp=True)], ids=str)
+@pytest.mark.parametrize('options', [dict(), dict(form='partial'), dict(kinds=('patches',)),
+                                     dict(kinds=('heads', 'sublayers')), dict(mask_mlp=True)], ids=str)
 def test_the_model_is_the_same_masked_packed_alone_and_shuffled(kw, options):
     vit, images = build(**kw)
     model, out = scattered(vit, images, budget=.75, **options), {}
@@ -214,7 +214,8 @@ def soft_attention(q, k, v, mask, *_):
 def test_importance_is_the_slope_of_the_margin(monkeypatch):
     vit, images = build(images=2, depth=3)
     _, I = importance(vit, images, 'full')
-    monkeypatch.setattr(masked_table, 'masked_attention', soft_attention)  # a step of a mask shows where it is not rounded
+    # a step of a mask shows where it is not rounded
+    monkeypatch.setattr(masked_table, 'masked_attention', soft_attention)
     assert [tuple(v.shape) for v in I[1].values()] == [(2, 64, 1), (2, 3), (2, 2)]
     step = 1e-2
 
@@ -239,7 +240,9 @@ def test_targets_of_a_budget_follow_the_cost_and_given_ones_stay():
         assert model.method.tau == 2.5
 
 
-def mean_usage(method, vit, images): return torch.stack(list(usage(method, run_method(method, vit, images), vit).values()))
+def mean_usage(method, vit, images):
+    means = usage(method, run_method(method, vit, images), vit)
+    return torch.stack(list(means.values()))
 
 
 def test_match_usage_gives_each_kind_its_own_usage():
@@ -277,7 +280,8 @@ def test_it_trains():
 
 @pytest.mark.parametrize('options, message', [
     (dict(tau=0.), 'tau is 0.0; it must be above 0'), (dict(tau=-1.), 'tau is -1.0'), (dict(form='half'), 'full'),
-    (dict(kinds=('patch',)), 'patches'), (dict(kinds=()), 'kinds is empty'), (dict(targets=dict(patches=.5)), 'targets are for'),
+    (dict(kinds=('patch',)), 'patches'), (dict(kinds=()), 'kinds is empty'),
+    (dict(targets=dict(patches=.5)), 'targets are for'),
     (dict(targets=dict(patches=.5, heads=-.1, sublayers=.5)), 'target for heads is -0.1'),
     (dict(budget=.3, kinds=('heads',)), 'out of reach.*remain')])
 def test_what_cannot_work_is_refused(options, message):
@@ -303,7 +307,8 @@ def test_a_fresh_model_whose_calibration_fails_is_as_fresh_as_before():
 
 
 def test_a_backbone_without_class_token_is_refused():
-    with pytest.raises(ValueError, match='class token'): at.adapt(build(class_token=False, global_pool='avg')[0], 'adavit')
+    vit, _ = build(class_token=False, global_pool='avg')
+    with pytest.raises(ValueError, match='class token'): at.adapt(vit, 'adavit')
 
 
 def test_a_norm_over_all_heads_is_refused():

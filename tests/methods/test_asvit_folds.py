@@ -1,6 +1,5 @@
 "What AS-ViT drops, fused or merged into what stays, against a slow loop over one image and its tokens."
 import pytest
-import torch
 
 import adaptive_tokens as at
 from builders import spread_vit

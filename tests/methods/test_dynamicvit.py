@@ -89,3 +89,13 @@ def test_a_model_that_keeps_all_is_no_distance_from_itself():
     vit.eval()  # no dropout, no stochastic depth
     logits, trace = model(images, return_trace=True)
     assert losses(model, logits, torch.arange(2), trace, tokens=vit.forward_features(images).detach())['tokens'] < 1e-9
+
+
+def test_another_budget_forgets_what_the_last_step_kept():
+    vit, images = spread_vit(images=2, depth=4)
+    model = at.adapt(vit, 'dynamicvit', budget=.7).train()
+    model(images)
+    assert len(model.method.kept) == 3
+    at.calibrate(model, [images], 1.)
+    logits, trace = model(images, return_trace=True)
+    assert list(losses(model, logits, torch.arange(2), trace)) == ['loss', 'task']

@@ -12,6 +12,7 @@ from adaptive_tokens.training.losses import losses
 from builders import spread_vit
 
 NAMES = ['fixed-rate', 'evit', 'random', 'lowest', 'tome', 'dynamicvit']
+FAMILIES = [dict(), dict(reg_tokens=3), dict(model_name='deit_tiny_distilled_patch16_224', depth=6)]
 each_name = pytest.mark.parametrize('name', NAMES)
 build = partial(spread_vit, images=4)
 
@@ -27,7 +28,7 @@ def both(model, images):
 
 @pytest.mark.parametrize('budget', [.5, .8])
 @each_name
-@pytest.mark.parametrize('kw', [dict(), dict(reg_tokens=3), dict(model_name='deit_tiny_distilled_patch16_224', depth=6)], ids=str)
+@pytest.mark.parametrize('kw', FAMILIES, ids=str)
 def test_budget_without_data_and_both_tables(name, kw, budget):
     vit, images = build(**kw)
     model = at.adapt(vit, name, budget=budget)

@@ -37,7 +37,8 @@ def test_stored_figures_are_those_of_the_stored_answers(merging, stored):
         for over, other in (('over_dense', 'dense'), ('over_tome', f'tome {row["target"]}')):
             if over not in row: continue
             want, flat = merging.paired(own, right[other]), lambda d: [d['mean'], d['error'], *d['interval']]
-            assert flat(row[over]) == pytest.approx(flat(want), abs=1e-4)  # the file's ranks of 2.5 and 97.5 % were rounded to float32
+            # the file's ranks of 2.5 and 97.5 % were rounded to float32
+            assert flat(row[over]) == pytest.approx(flat(want), abs=1e-4)
 
 
 @pytest.mark.parametrize('gmacs, least', [(1., 80.2), (.85, 79.9), (.73, 78.9), (.62, 77.5)])
@@ -66,7 +67,8 @@ def test_stored_answers_come_again(merging, stored):
     "Token merging on the first fifty validation images, as stored"
     vit = timm.create_model(merging.BACKBONE, pretrained=True).eval()
     folder = os.environ['ADAPTIVE_TOKENS_IMAGES']
-    reader = at.image_loader(f'{folder}/imagenet_val_1300.tar', vit, 50, class_map=f'{folder}/imagenet_wnids.txt', crop_mode='squash',
+    reader = at.image_loader(f'{folder}/imagenet_val_1300.tar', vit, 50, class_map=f'{folder}/imagenet_wnids.txt',
+                             crop_mode='squash',
                              crop_pct=1.)
     x, y = next(iter(reader))
     right, spent = merging.answers(merging.adapted(vit, 'tome', .62, [x]), [(x, y)])
