@@ -1,6 +1,5 @@
 "Timings go in by hand where arithmetic is tested, so no test depends on how fast this machine is."
 import pytest
-import timm
 import torch
 from hypothesis import given, settings, strategies as st
 from small_models import adaptive, fail_above, quick, small

@@ -139,7 +139,8 @@ def test_scores_and_their_sums_are_in_the_trace():
     with torch.no_grad(): trace = model(images, return_trace=True)[1]
     assert torch.equal(trace.score.isnan(), ~trace.active) and torch.equal(trace.cumulative.isnan(), ~trace.active)
     x = backbone_of(vit).embed(images)
-    torch.testing.assert_close(trace.score[:, 0], halting_score(vit.blocks[0](x), 5., torch.tensor(-3.)), atol=1e-6, rtol=0)
+    score = halting_score(vit.blocks[0](x), 5., torch.tensor(-3.))
+    torch.testing.assert_close(trace.score[:, 0], score, atol=1e-6, rtol=0)
     stopped = trace.depth < 8
     last = trace.cumulative.gather(1, (trace.depth - 1)[:, None])[:, 0]
     gone_early = stopped & (trace.depth < trace.depth[:, :1])  # before the class token, so by their own sum
@@ -193,15 +194,17 @@ def test_out_of_reach_leaves_the_model_as_it_was():
     (dict(gamma=0.), 'gamma is 0.0; it must be above 0'), (dict(gamma=-1.), 'gamma is -1.0'),
     (dict(eps=0.), 'eps is 0.0; it must be between 0 and 1'), (dict(eps=1.), 'eps is 1.0'),
     (dict(centre=0.), 'centre is 0.0; it is a block of this network, from 1 to 8'), (dict(centre=9.), 'centre is 9.0'),
-    (dict(beta=float('nan')), 'beta is nan'), (dict(steer=-1.), 'steer is -1.0'), (dict(prior_weight=-1.), 'prior_weight is -1'),
-    (dict(sigma=0.), 'sigma is 0.0'), (dict(T=-1.), 'T is -1.0'), (dict(prior='gausian'), "gaussian"), (dict(budget=.05), 'target depth of')])
+    (dict(beta=float('nan')), 'beta is nan'), (dict(steer=-1.), 'steer is -1.0'),
+    (dict(prior_weight=-1.), 'prior_weight is -1'), (dict(sigma=0.), 'sigma is 0.0'), (dict(T=-1.), 'T is -1.0'),
+    (dict(prior='gausian'), "gaussian"), (dict(budget=.05), 'target depth of')])
 def test_numbers_that_cannot_work_are_refused(options, message):
     vit, _ = build()
     with pytest.raises(ValueError, match=message): at.adapt(vit, 'a-vit', **options)
 
 
 @pytest.mark.parametrize('kw, others', [(dict(class_token=False, global_pool='avg'), 'they, too, ask the class token'),
-                                        (dict(global_pool='avg'), "'as-vit' and 'adavit' pool as the backbone does")], ids=str)
+                                        (dict(global_pool='avg'), "'as-vit' and 'adavit' pool as the backbone does")],
+                         ids=str)
 def test_a_backbone_without_one_token_to_read_is_refused(kw, others):
     vit, images = build(**kw)
     with pytest.raises(ValueError, match=f'averaged over the blocks it ran.*{others}'): at.adapt(vit, 'a-vit')
@@ -267,7 +270,8 @@ def test_even_shifts_give_every_block_the_same_mean_score():
     z = 5 * channel_values(vit, images.split(3))
     assert z.shape == (8, 8, 65)
     z = z.flatten(1)
-    torch.testing.assert_close(torch.sigmoid(z + shifts_for_mean_score(z, .02)[:, None]).mean(1), torch.full((8,), .02), atol=1e-4, rtol=0)
+    means = torch.sigmoid(z + shifts_for_mean_score(z, .02)[:, None]).mean(1)
+    torch.testing.assert_close(means, torch.full((8,), .02), atol=1e-4, rtol=0)
 
 
 def test_a_trained_model_keeps_its_own_shifts_when_aimed_anew():
@@ -286,7 +290,8 @@ def test_the_released_prior_is_the_one_measured_in_the_official_code():
     torch.testing.assert_close(target[4:9], torch.tensor([.0004, .0145, .176, .789, 1.301]), atol=1e-3, rtol=0)
     best = (target / target.sum()).view(1, 12, 1)
     assert released_prior_loss(best, target) == pytest.approx(.321, abs=.02)  # a floor where 0 should be
-    assert torch.isfinite(released_prior_loss(best, released_prior(12, 1.))) and released_prior(40, 30.).isfinite().all()
+    assert torch.isfinite(released_prior_loss(best, released_prior(12, 1.)))
+    assert released_prior(40, 30.).isfinite().all()
 
 
 def test_the_released_prior_has_no_jumps():
@@ -306,11 +311,13 @@ def test_a_centre_by_hand_stays_and_is_saved(tmp_path):
         assert again.method.centre == m.method.centre and again.method.fixed_centre == m.method.fixed_centre
 
 
-@pytest.mark.parametrize('options', [dict(gamma=100.), dict(beta=-75.), dict(beta=-1000.), dict(beta=100.), dict(gamma=.01)], ids=str)
+@pytest.mark.parametrize('options', [dict(gamma=100.), dict(beta=-75.), dict(beta=-1000.), dict(beta=100.),
+                                     dict(gamma=.01)], ids=str)
 def test_calibration_finds_the_budget_from_any_scale(options):
     vit, images = build()
     model = at.adapt(vit, 'a-vit', **options)
-    assert at.calibrate(model, images.split(4), .6) == pytest.approx(.6, abs=.03)  # eight images of a random net: cost jumps
+    # eight images of a random net: cost jumps
+    assert at.calibrate(model, images.split(4), .6) == pytest.approx(.6, abs=.03)
 
 
 def test_what_interrupts_calibration_leaves_the_model_as_it_was(monkeypatch):
@@ -376,7 +383,8 @@ def test_packed_equals_masked_in_any_precision(device, dtype):
         with torch.no_grad(): out[model.execution] = model(images, return_trace=True)
     (a, ta), (b, tb) = out['packed'], out['masked']
     same = (ta.active == tb.active).flatten(1).all(1)
-    # In bf16 two kernels round differently and a sum on the line may fall to either side; images with the same decisions must agree.
+    # In bf16 two kernels round differently and a sum on the line may fall to either side;
+    # images with the same decisions must agree.
     assert a.dtype == dtype and same.float().mean() > (.999 if dtype == torch.float32 else .3)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(a[same], b[same], atol=tolerance, rtol=0 if dtype == torch.float32 else tolerance)

@@ -6,7 +6,6 @@ import torch
 from small_runs import loader, pictures, quick, sparse, tiny
 
 from adaptive_tokens.models.model import calibrate
-from adaptive_tokens.training import step
 from adaptive_tokens.training.evaluate import evaluate
 from adaptive_tokens.training.fit import fit
 from adaptive_tokens.training.losses import losses

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from small_runs import CLASSES, sparse, tiny
 
-from adaptive_tokens.training import step
 from adaptive_tokens.images.digits import digits_vit
 from adaptive_tokens.models.model import adapt
 from adaptive_tokens.training.recipe import (Recipe, make_mixup, make_optimizer, make_scheduler, parameter_groups,
