@@ -35,7 +35,7 @@ def notebooks(root):
 
 
 def strip(path):
-    "Remove widget state (large, new at each run, upsets viewers; other renderings stay) and what torch's profiler logs."
+    "Remove widget state (large, new at each run, upsets viewers) and what torch's profiler logs."
     nb = json.loads(path.read_text(encoding='utf-8'))
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:

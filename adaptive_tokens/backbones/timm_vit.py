@@ -45,8 +45,10 @@ class TimmBlock(BackboneBlock):
         return block.drop_path1(block.ls1(attn.proj_drop(attn.proj(attn.norm(context.flatten(-2))))))
 
     def feed_forward(self, t):
-        block = self.block
-        updates = [block.drop_path2(block.ls2(block.mlp(block.norm2(rows)))) for rows in in_chunks(t.x)]
+        block, rows = self.block, t.x
+        if rows.ndim == 3 or len(rows) < 2 * MLP_CHUNK_ROWS:
+            return block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
+        updates = [self.finish_mlp(self.norm_mlp(chunk)) for chunk in in_chunks(rows)]
         return updates[0] if len(updates) == 1 else torch.cat(updates)
 
     def norm_attention(self, x): return self.block.norm1(x)
@@ -254,7 +256,7 @@ def unsupported_part(vit):
         if type(block) is not Block: return f'block class {type(block).__name__}'
         if type(block.attn) is not Attention: return f'attention class {type(block.attn).__name__}'
         if type(block.mlp) is not Mlp: return f'MLP class {type(block.mlp).__name__}'
-        if block.attn.gate is not None: return 'gated attention'
+        if getattr(block.attn, 'gate', None) is not None: return 'gated attention'
     if vit.global_pool not in ('token', 'avg') or vit.attn_pool is not None: return f'pooling {vit.global_pool!r}'
     if vit.global_pool == 'avg' and vit.pool_include_prefix: return 'average pooling that includes prefix tokens'
     if not isinstance(vit.patch_drop, nn.Identity): return 'patch dropout (patch_drop_rate > 0)'

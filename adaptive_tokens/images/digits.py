@@ -31,6 +31,7 @@ def check_geometry(
         raise ValueError(f'image_size {image_size} is not a multiple of patch_size {patch_size}; '
                          f'patch sizes that fit: {fit}')
 
+
 def level_index(
     level,    # Name in LEVELS, or its number, or None
 ) -> int|None:# Number of the level; None stays None
@@ -39,6 +40,7 @@ def level_index(
     if level in LEVELS: return list(LEVELS).index(level)
     if isinstance(level, int) and 0 <= level < len(LEVELS): return level
     raise unknown_name('level', level, [*LEVELS, *range(len(LEVELS))])
+
 
 def image_indices(
     indices, # Whole numbers; negative ones count from the end
@@ -63,6 +65,7 @@ class DigitBatch(NamedTuple):
     labels:Tensor    # [B] int64, 0 to 9
     levels:Tensor    # [B] int64, 0 easy, 1 medium, 2 hard
     evidence:Tensor  # [B, patches] bool
+
 
 class ClutteredDigits(Dataset):
     "A digit among clutter: image `i` depends on (seed, split, i) and the level alone, on every machine"
@@ -97,6 +100,7 @@ def batch(self,
     parts = [self._part(indices[k:k + 256]) for k in range(0, len(indices), 256)]
     return parts[0] if len(parts) == 1 else DigitBatch(*map(torch.cat, zip(*parts)))
 
+
 @method_of(ClutteredDigits)
 def _part(self, indices):
     i = image_indices(indices, self.size)
@@ -105,6 +109,7 @@ def _part(self, indices):
     arrays = pixels, self.classes[sample], levels, evidence(digit, self.patch_size)
     pixels, labels, levels, marks = map(torch.from_numpy, arrays)
     return DigitBatch(pixels[:, None].expand(-1, 3, -1, -1), labels, levels, marks)
+
 
 @method_of(ClutteredDigits)
 def info(self,

@@ -25,6 +25,7 @@ def splitmix64(
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
+
 def random_bits(
     key:np.ndarray, # Key of each image, uint64 [B]
     n:int,          # Number of draws per key
@@ -72,6 +73,7 @@ def axis_weights(
     inside = (pixel >= 0) & (pixel < side)
     return (weight * 16 // unit[..., None] * inside[..., None]).astype(np.float32)
 
+
 def paste(
     glyph:np.ndarray, # Ink from 0 to 16 [..., 8, 8]
     top:np.ndarray,   # First pixel row of the square [...]
@@ -107,6 +109,7 @@ def stroke_glyphs(
     level[3:5] = 12
     return np.stack([falling, falling[:, ::-1], level])
 
+
 def middle_window(
     bits:np.ndarray, # Draws for row and column, uint64 [B, K, 2]
 ) -> np.ndarray:     # Cells to keep, bool [B, K, 8, 8]
@@ -114,6 +117,7 @@ def middle_window(
     first = 1 + randint_from_bits(bits, 3)[..., None]
     inside = (np.arange(8) >= first) & (np.arange(8) < first + 4)
     return inside[..., 0, :, None] & inside[..., 1, None, :]
+
 
 def piece_glyphs(
     bits:np.ndarray,   # Draws for kind, sample, row and column, uint64 [B, K, 4]
@@ -176,6 +180,7 @@ def inside_square(
     row, column = (np.arange(S) - start for start in (top, left))
     rows, columns = ((v >= 0) & (v < side) for v in (row, column))
     return rows[:, :, None] & columns[:, None, :]
+
 
 def compose(
     digit:np.ndarray,    # Ink of the digit [B, S, S]

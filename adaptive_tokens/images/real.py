@@ -65,6 +65,7 @@ def note(self,
     if not self.unread[i]: warnings.warn(f'image {name!r} cannot be read and is skipped: {e}', stacklevel=3)
     self.unread[i] = True
 
+
 @method_of(StrictImages)
 def filename(self,
     i:int,  # Index of the image

@@ -5,7 +5,6 @@ from torch import Tensor
 from ..backbones.backbone import backbone_of
 from ..images.digits import ClutteredDigits, normalize
 from ..images.drawing import LEVELS
-from ..methods.asvit import ASViT
 from ..models.model import AdaptiveViT
 from .figures import depth_map, gate_usage, token_counts, token_stages
 from .heads import head_scores
@@ -63,7 +62,7 @@ def pictures(
     with torch.no_grad(): logits, trace = model(images, return_trace=True)
     made = _pictures_of_images(name, model, first, images, logits, trace, digits.patch_size)
     made.append(_picture_of_tokens(name, tokens, level))
-    if isinstance(model.method, ASViT) and model.budget < 1: made.append(_picture_of_heads(name, model, images[-1]))
+    if model.method.weighs_heads and model.method.decides: made.append(_picture_of_heads(name, model, images[-1]))
     if trace.gates: made.append(_picture_of_gates(name, model, digits, images.device))
     return made
 

@@ -37,7 +37,7 @@ def thresholds_of(
 ) -> list:           # Number of each block, or None
     "What a method compares its numbers with"
     L = len(backbone_of(model).blocks)
-    if not is_adaptive(model) or model.budget == 1: return [None] * L
+    if not is_adaptive(model) or not model.method.decides: return [None] * L
     return model.method.threshold_lines(L)
 
 # %% ../../nbs/look/04_explorer.ipynb #355f53a9
@@ -54,6 +54,7 @@ def dense_trace(
     cost = macs(timm_model(model), None, rows * columns)
     return Trace(everywhere(N), no_score, everywhere(backbone.num_heads), everywhere(2),
                  torch.full((B,), float(cost)), dense=cost)
+
 
 @torch.no_grad()
 def observe(
@@ -100,17 +101,20 @@ def run_of(
                 macs=trace.macs.tolist(), dense=dense_trace(model, images[:1]).macs.item(),
                 **trace_facts(model, trace), votes=votes_of(model, images))
 
+
 def method_facts(model):
     "Name, colour, thresholds, words and budget of a method"
     kind, words, budget = method_name(model), Method.score_words, None
     if is_adaptive(model): words, budget = model.method.score_words, model.budget
     return dict(method=kind, colour=style_of(kind)[0], lines=thresholds_of(model), words=words, budget=budget)
 
+
 def answer_facts(logits, labels, classes):
     "Answer of each image, its probability, and whether it is right (None without labels)"
     probability, guess = (v.tolist() for v in logits.float().softmax(-1).max(-1))
     right = [None if labels is None else c == labels[i] for i, c in enumerate(guess)]
     return dict(guess=[name_of(c, classes) for c in guess], probability=probability, right=right)
+
 
 def trace_facts(model, trace):
     "Activity of heads, sub-layers and patches, and the numbers that the method compares"
@@ -119,6 +123,7 @@ def trace_facts(model, trace):
     return dict(heads_per_block=trace.heads.shape[2], heads=bits_as_text(trace.heads),
                 sublayers=bits_as_text(trace.sublayers), active=bits_as_text(trace.active[..., P:]),
                 scores=quantised(values[..., P:], thresholds_of(model)))
+
 
 def name_of(c, classes): return str(classes[c]) if classes and c < len(classes) else str(c)
 
@@ -158,15 +163,18 @@ def run(self, name):
     "What one model did with the images"
     return run_of(name, self.models[name], self.images, self.labels, self.classes)
 
+
 @method_of(Explorer)
 def values(self):
     "Values of the traits that a page needs"
     return {k: getattr(self, k) for k in ('data', 'runs', 'layer', 'token', 'image')}
 
+
 @method_of(Explorer)
 def page(self):
     "HTML of a page that works without a network and without a kernel"
     return as_page(self.values())
+
 
 @method_of(Explorer)
 def save(self,
@@ -176,8 +184,10 @@ def save(self,
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_text(path, self.page())
 
+
 @method_of(Explorer)
 def __repr__(self): return as_text(self.values())
+
 
 @method_of(Explorer)
 def _repr_mimebundle_(self, **kwargs):
@@ -198,6 +208,7 @@ def set_budget(self,
     self.models[name] = twin
     self.runs = [self.run(n) if n == name else run for n, run in zip(self.models, self.runs)]
     return spent
+
 
 @method_of(Explorer)
 def _hear(self, message):
@@ -230,6 +241,7 @@ def check_explored(
         raise ValueError(f'models differ in rows of patches, columns, or blocks: {shapes}; explore them one by one')
     if labels is not None and len(labels) != len(images):
         raise ValueError(f'{len(labels)} labels for {len(images)} images: give one class number per image')
+
 
 def shape_of(model, images):
     "Rows and columns of patches, and number of blocks"

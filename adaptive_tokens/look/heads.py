@@ -56,7 +56,7 @@ def ask_heads(
         model.eval()
         with torch.no_grad():
             t = PackedTokens(backbone.embed(images), backbone.num_prefix_tokens)
-            (method if method.budget < 1 else every_block)(backbone.blocks, t, record)
+            (method if method.decides else every_block)(backbone.blocks, t, record)
     finally: model.train(training)
     return record
 

@@ -33,6 +33,7 @@ def plain_text(
     "Text without formulas: a dollar sign stays a dollar sign"
     return str(text).replace('$', r'\$')
 
+
 def elide_left(
     name:str,    # Name of a model, perhaps the path of its checkpoint
     most:int=28, # Largest number of characters

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable
 from math import prod
 from torch import nn, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 # %% ../../nbs/measure/08_benchmark.ipynb #2ce698b8
 from ..backbones.backbone import backbone_of
@@ -64,6 +64,7 @@ def _logits_and_macs(model, images):
     vit = getattr(model, '_orig_mod', model)  # torch.compile wraps the timm model
     patches = prod(backbone_of(vit).patch_grid(images.shape[-2:]))
     return model(images), torch.full((len(images),), macs(vit, None, patches), dtype=torch.float64)
+
 
 def count_and_answer(
     model:nn.Module,       # A timm VisionTransformer or an AdaptiveViT
@@ -149,6 +150,7 @@ def choose_forms(models, images, batch_size):
     "Let every adaptive model take the faster of its forms, for single images and for batches of this size"
     for model in filter(is_adaptive, models.values()): choose_execution(model, images, {1, batch_size})
 
+
 def execution_label(model):
     "The form at each batch size, as in 'masked at 1, packed at 16', or the one that was forced; None: packed"
     execution = getattr(model, 'execution', 'auto')
@@ -186,6 +188,7 @@ def raw(own):
     told = dict(passes=own.passes.tolist(), singles=own.singles.tolist(), gmacs=(own.macs / 1e9).tolist())
     if own.right is not None: told['right'] = ''.join(str(int(r)) for r in own.right)
     return told
+
 
 def summary(models, measured, meta):
     "A Benchmark from what was measured, by name of model, and its circumstances"

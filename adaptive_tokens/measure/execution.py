@@ -24,6 +24,7 @@ def _in_form(model, form):
         return model(images)
     return call
 
+
 def packed_over_masked(
     model:AdaptiveViT, # Model in evaluation mode; its `execution` is left at either form
     images:Tensor,     # Batch of images

@@ -39,6 +39,7 @@ def _events_of(model, images, calls):
         for _ in range(calls): seconds(model, images)
     return [event for event in seen.key_averages() if event.device_type == DeviceType.CPU]
 
+
 def _time_by_kind(events, cuda):
     "Microseconds by kind of work"
     spent = dict.fromkeys([*KINDS_OF_WORK, 'other'], 0.)

@@ -23,6 +23,7 @@ def _first_line(*command):
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip().partition('\n')[0] if done.returncode == 0 else ''
 
+
 def cpu_name(
 ) -> str: # Name as its maker calls it, where the system knows it
     "Name of the processor: from Linux's cpuinfo, from macOS's sysctl, or from Python's platform"

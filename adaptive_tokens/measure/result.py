@@ -78,6 +78,7 @@ def _draw_time_follows_macs(ax, rows):
     ax.plot(dense / m, m, ':', color='.4', label='time follows MACs')
     ax.legend(frameon=False, loc='upper right')
 
+
 @method_of(Benchmark)
 def plot(self):
     "Accuracy (or speed-up, without labels) against GMACs and against images per second, as a matplotlib Figure"

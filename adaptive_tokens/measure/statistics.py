@@ -47,6 +47,7 @@ class Measured:
     right:Tensor|None=None # Whether each image was answered rightly [n]; None without labels
     memory:int|None=None # Bytes that a call on a full batch holds at most, where that is known
 
+
 def _spread(name, values):
     "The median under the name, quartiles under the name + _iqr"
     low, middle, high = quartiles(values)
@@ -61,10 +62,12 @@ def _costs(own, dense):
                 gmacs_max=high.item() / 1e9, macs_share=share, macs_ratio=1 / share,
                 gmacs_iqr=[v / 1e9 for v in quartiles(own.macs)[::2]])
 
+
 def _times(own, dense):
     "Throughput, latency, and the medians of both over dense within a repeat"
     return (_spread('images_per_s', len(own.macs) / own.passes) | _spread('speedup', dense.passes / own.passes)
             | _spread('latency_ms', 1e3 * own.singles) | _spread('latency_speedup', dense.singles / own.singles))
+
 
 def compare(
     own:Measured,   # Model of the row

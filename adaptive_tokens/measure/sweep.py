@@ -85,6 +85,7 @@ def _draw_model(axes, benches, name, linestyle):
         ax.errorbar(list(benches), [row[key] for row in rows], quartile_bars(rows, key), color=colour, marker=marker,
                     linestyle=linestyle, linewidth=1, capsize=3, label=plain_text(elide_left(name)))
 
+
 def plot_sweep(
     benches:dict[int, Benchmark], # Results from `sweep`
 ):          # A matplotlib Figure

@@ -34,6 +34,7 @@ def _warm_up(models, batches):
     for model in models.values():
         for x in [*batches[:2], *batches[2:][-1:]]: model(x)
 
+
 def take_turns(
     models:dict[str, nn.Module], # Models to compare, by name
     batches:Sequence[Tensor], # Batches of images; every model sees each of them in every repeat

@@ -323,7 +323,7 @@ def biases(self):
 @torch.no_grad()
 def init_from_data(self, vit, batches):
     "Gates that foresee what matters to the dense model, and open as often as wanted; unless they are set already"
-    if self.budget == 1 or any(b.any() for b in self.biases()): return  # at 1 no gate is used
+    if not self.decides or any(b.any() for b in self.biases()): return  # at budget 1 no gate is used
     device = self.target.device
     parts = [importance(vit, images, self.form) for batch in batches for images in batch.to(device).split(16)]
     for kind in self.kinds:

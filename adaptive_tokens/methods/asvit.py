@@ -147,7 +147,7 @@ def forward(self, blocks, t, record=no_record):
             continue
         entered, (t, S) = t, scored_attention(block, t)  # eq. 1; S: eq. 3 to 7
         record(entered, S)
-        M = keep_mask(S, theta[l], self.T, t.is_prefix)  # eq. 8; in training eq. 9
+        M = keep_mask(S, theta[l], self.T, t.index < t.P)  # eq. 8; in training eq. 9; prefix tokens stay
         if self.fold: t = FOLDS[self.fold](t, M, S)      # ours: what goes joins what stays, before the MLP
         t = t + block.feed_forward(t)                    # eq. 2
         if not self.fold: t = t.keep(M)                  # section 3.3: out of the table, or masked in training
@@ -259,7 +259,7 @@ def calibrate(self, vit, batches, budget):
 @torch.no_grad()
 def init_from_data(self, vit, batches):
     "Thresholds at the score quantiles that meet the budget, unless they are set already"
-    if (self.theta < 0).all(): self.calibrate(vit, batches, self.budget)
+    if self.decides and (self.theta < 0).all(): self.calibrate(vit, batches, self.budget)
 
 # %% ../../nbs/methods/03_asvit.ipynb #a5510003
 @method_of(ASViT)

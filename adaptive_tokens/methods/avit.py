@@ -192,7 +192,7 @@ def compared_scores(self, trace): return trace.cumulative
 # %% ../../nbs/methods/01_avit.ipynb #e74618c4
 @method_of(AViT)
 def extra_losses(self, trace, vit):
-    p, r = halting_distribution(trace.active, trace.score)
+    p, r = halting_distribution(trace.active, trace.score.nan_to_num())  # at budget 1 there are none
     L, centre = len(vit.blocks), self.centre.item()
     if self.prior == 'released': distance = released_prior_loss(p, released_prior(L, centre, self.sigma))
     else: distance = prior_loss(p, depth_prior(L, centre, self.sigma))
@@ -286,6 +286,7 @@ def released_prior(
     density = depth_prior(L, centre, sigma)
     before = (centre - torch.arange(1, L + 1)).clamp(0, 1)  # a block that the centre lies in counts in part
     return .98 * density / (density * before).sum().clamp_min(density[0])
+
 
 def released_prior_loss(
     p:Tensor,      # Halting distributions [B, L, N]

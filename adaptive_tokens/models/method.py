@@ -61,6 +61,11 @@ class Method(nn.Module):
         return next((form for form, wants in self.forms.items() if all(own.get(k) == v for k, v in wants.items())), '')
 
     @property
+    def decides(self):
+        "Whether there is anything to decide: not at budget 1, where the model runs every block"
+        return self.budget < 1
+
+    @property
     def full_name(self):
         "The registered name, with the form, as in as-vit:merge"
         return f'{self.name}:{self.form_name}' if self.form_name else self.name

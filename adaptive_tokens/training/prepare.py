@@ -71,7 +71,7 @@ def start_from_data(
     device:torch.device, # Device of the model
 ):
     "Let a method set from data what should not start blind, such as thresholds"
-    if not is_adaptive(model) or not model.method.decides: return
+    if not is_adaptive(model): return
     images = [batch.to(device) for batch, _ in opening]
     with torch.no_grad(): model.eval().method.init_from_data(model.vit, images)
 

@@ -25,6 +25,7 @@ from torch import nn, Tensor
 # %% ../../nbs/training/05_state.ipynb #e0c960cc
 def generators(loaders): return [getattr(loader, 'generator', None) for loader in loaders]
 
+
 def rng_state(
     loaders:Iterable=(), # Loaders whose own generators count as well
 ) -> dict:               # Tensors by name
@@ -37,6 +38,7 @@ def rng_state(
     if torch.cuda.is_available(): drawn['cuda'] = torch.cuda.get_rng_state()
     orders = {f'loader {i}': g.get_state() for i, g in enumerate(generators(loaders)) if g is not None}
     return drawn | orders
+
 
 def set_rng_state(
     drawn:dict,          # State from `rng_state`
@@ -60,6 +62,7 @@ def optimizer_state(
     "What an optimiser remembers of past steps"
     return {str(i): state for i, state in optimizer.state_dict()['state'].items()}
 
+
 def load_optimizer_state(
     optimizer,     # Fresh optimiser of the same parameters
     tensors:dict,  # Tensors by name, by number of the parameter (as text)
@@ -81,6 +84,7 @@ def flat(
         if isinstance(value, dict): out |= flat(value, f'{prefix}{name}/')
         elif isinstance(value, Tensor): out[f'{prefix}{name}'] = value.detach().cpu().contiguous().clone()
     return out
+
 
 def nested(
     tensors:dict[str, Tensor], # Tensors from `flat`
@@ -106,6 +110,7 @@ def digest(
         while part := f.read(1 << 20): total.update(part)
     return total.hexdigest()
 
+
 def fingerprint(
     model:nn.Module, # Any model
 ) -> str:            # Twelve characters, the same for the same weights
@@ -118,6 +123,7 @@ def states(
 ) -> list[Path]: # Folders of its states, the newest last
     "States in a folder, whole or not"
     return sorted(p for p in (Path(folder)/STATES).glob('[0-9]*') if p.is_dir())
+
 
 def save_state(
     folder:Path,   # Folder of the run
@@ -150,6 +156,7 @@ def read_state(
         return nested(load_file(where/'state.safetensors')), facts
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise ValueError(f'{where} is damaged ({e})') from None
+
 
 def newest_state(
     folder:Path, # Folder of a run

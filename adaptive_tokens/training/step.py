@@ -65,6 +65,7 @@ def predictions(
             opinion, tokens = teacher_outputs(run.teacher, images, run.model)
     return loss_terms(run.model, images, targets, opinion, run.call, tokens)
 
+
 def mean_share(
     trace:Trace|None, # Trace of a batch; None for a dense model
 ) -> float:           # Mean multiply-adds as a share of the dense model's, over all processes
