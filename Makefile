@@ -41,7 +41,7 @@ $(READY): settings.ini setup.py
 	@echo 'Installing adaptive_tokens, torch and the development tools into $(VENV) with $(PYTHON): once, two to ten minutes, most of it the download of torch'
 	@$(BIN)/python -c '$(OK)' >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)

@@ -42,6 +42,7 @@ def strip(path):
         for out in cell.get('outputs', []):
             out.get('data', {}).pop(WIDGET, None)
             if out.get('name') == 'stderr': out['text'] = PROFILER.sub('', ''.join(out['text'])).lstrip('\n')
+        cell['source'] = ''.join(cell['source'])  # as nbdev writes it, whoever wrote it last
         if 'outputs' not in cell: continue
         cell['outputs'] = [o for o in cell['outputs'] if o.get('data') != {} and o.get('text') != '']
     write(path, json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
