@@ -85,11 +85,15 @@ def without_exports(text):
     return re.sub(r'^#\|\s*(default_exp|exporti?)\b.*\n?', '', text, flags=re.M)
 
 
+SEEDS = re.compile(r'(_ = )?torch\.(manual_seed|set_printoptions|set_grad_enabled)\(')
+
+
 def only_imports(text):
-    "Whether a cell does nothing but import."
+    "Whether a cell does nothing but import, seed and set how numbers are printed."
     try: body = ast.parse(text).body
     except SyntaxError: return False  # a command of the notebook, such as %matplotlib
-    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+    def quiet(node): return isinstance(node, (ast.Import, ast.ImportFrom)) or SEEDS.match(ast.unparse(node))
+    return bool(body) and all(map(quiet, body))
 
 
 def for_readers(cells):
