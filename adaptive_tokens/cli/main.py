@@ -27,6 +27,7 @@ def main(
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')  # a table of ± for any terminal
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say('note', message)
+        warnings.simplefilter('ignore', DeprecationWarning)  # of libraries among themselves: nothing a user can do
         try: COMMANDS[args.command].run(args)
         except KeyboardInterrupt: return say('interrupted', 'nothing half-written is left', 130)
         except REFUSED as error:

@@ -6,6 +6,7 @@ __all__ = ['name_point', 'spread_names']
 
 # Places of a name beside its point, in typographic points; the first is where it starts.
 PLACES = [(x, y) for y in (8, -14, 20, -26, 32, -38) for x in (6, -6)] + [(9, -3), (-9, -3)]
+PLACES += [(x, y) for y in (44, -50, 56, -62) for x in (6, -6)]  # where all of those are taken
 NEAR = 14    # a name further up or down than this gets a line to its point
 MARKER = 10  # pixels along the box that stands for a marker
 

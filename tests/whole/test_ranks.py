@@ -56,7 +56,7 @@ def in_two(work, *args):
 
 
 def as_rank(rank, port, queue, work, args):
-    torch.set_num_threads(1)
+    if torch.get_num_threads() != 1: torch.set_num_threads(1)  # torch 2.5 may hang where a fork sets what is set
     AcceleratorState._reset_state(True)  # of the process that was forked
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
                        MASTER_PORT=str(port))
